@@ -1,0 +1,109 @@
+"""The Layer triple, its contract, and the checks by which every layer keeps it.
+
+A layer is three pure functions:
+
+    init:     (key) -> params
+    forward:  (params, x, key=None) -> (y, residuals)
+    backward: (params, residuals, dy) -> (grads, dx)
+
+params      any pytree; () for a layer without parameters.
+residuals   what backward needs and forward had, as small a pytree as will do: it is the
+            layer's memory cost between the two passes.
+dy, dx      cotangents: the derivatives of a scalar (the loss) by y and by x. dx has x's shape
+            and dtype.
+grads       the derivative by params: their structure, shapes and dtypes.
+key         randomness, for layers that need it; None means evaluation. A layer that needs none
+            ignores it.
+
+Layers work on (..., features), so that one example without a batch axis is legal. Arithmetic
+runs in x's dtype, with params converted to it, and y has that dtype; products and sums of
+16-bit numbers accumulate in float32. Whatever has the wrong shape is refused with a ValueError
+while the program is traced, before any arithmetic.
+"""
+
+import contextlib
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Layer(NamedTuple):
+    """An (init, forward, backward) triple of pure functions; see the contract above.
+
+    `layer._replace(backward=other)` is the same layer with another learning rule.
+    """
+
+    init: Callable[[jax.Array], Any]
+    forward: Callable[..., tuple[jax.Array, Any]]
+    backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+
+
+def check_array(
+    name: str, what: str, array: Any, shape: tuple[Any, ...], dtype: Any = None
+) -> jax.Array:
+    """`array` as a jax array, converted to `dtype` where one is given.
+
+    Raises ValueError unless it is floating point and of `shape`, in which a leading Ellipsis
+    stands for any number of axes.
+    """
+    array = jnp.asarray(array)
+    tail = shape[1:] if shape[:1] == (...,) else shape
+    open_ended = len(tail) < len(shape)
+    if (array.shape[max(0, array.ndim - len(tail)) :] if open_ended else array.shape) != tail:
+        pattern = str(shape).replace("Ellipsis", "...")
+        raise ValueError(f"{name}: expected {what} of shape {pattern}, got {array.shape}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name}: expected {what} of a floating dtype, got {array.dtype}")
+    return array if dtype is None else array.astype(dtype)
+
+
+def check_tree(name: str, what: str, tree: Any, shapes: Any) -> None:
+    """Raise ValueError unless `tree` is a pytree of floating arrays of the given `shapes`."""
+    found = jax.tree.map(jnp.shape, tree)
+    if found != shapes:
+        raise ValueError(f"{name}: expected {what} of shapes {shapes}, got {found}")
+    for leaf in jax.tree.leaves(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected {what} of a floating dtype, got {leaf.dtype}")
+
+
+def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> int:
+    """`value` as an int; ValueError unless it is an integer from low to high."""
+    try:
+        integer = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None or not low <= integer <= high:
+        span = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
+        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
+    return integer
+
+
+def check_nonnegative(name: str, what: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a finite scalar >= 0; a traced scalar passes."""
+    is_array = isinstance(value, jax.Array)
+    is_scalar = jnp.ndim(value) == 0 if is_array else isinstance(value, numbers.Real)
+    if is_scalar and isinstance(value, jax.core.Tracer):
+        return
+    if not is_scalar or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected {what} to be a finite number >= 0, got {value!r}")
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+    """The dtype in which numbers of `dtype` are summed: float32, or `dtype` if it is wider."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+@contextlib.contextmanager
+def where(place: str) -> Iterator[None]:
+    """Adds `place` to an exception that passes through, as a note below its message."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place)
+        raise

@@ -1,0 +1,79 @@
+"""Linear: the affine map."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.initializers import xavier_uniform, zeros
+from fnn.layer import (
+    Layer,
+    accumulation_dtype,
+    check_array,
+    check_integer,
+    check_tree,
+)
+
+
+def Linear(
+    dim_in: int,
+    dim_out: int,
+    *,
+    bias: bool = True,
+    weight_init: Callable[..., jax.Array] = xavier_uniform,
+    bias_init: Callable[..., jax.Array] = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y = x W^T + b.
+
+    Backward: dW = dy^T x, db = sum of dy, both over all leading axes; dx = dy W.
+
+    Shapes: x (..., dim_in), y (..., dim_out); params {"W": (dim_out, dim_in), "b": (dim_out,)},
+    without "b" if `bias` is False.
+
+    Args:
+        weight_init, bias_init: functions (key, shape, dtype) -> array.
+        dtype: the dtype of the parameters.
+
+    Raises:
+        ValueError: a dimension is not a positive integer; x, dy or params has another shape.
+    """
+    dim_in = check_integer("Linear", "dim_in", dim_in, 1)
+    dim_out = check_integer("Linear", "dim_out", dim_out, 1)
+    name = f"Linear({dim_in}, {dim_out})"
+    shapes = {"W": (dim_out, dim_in)} | ({"b": (dim_out,)} if bias else {})
+    initializers = {"W": weight_init, "b": bias_init}
+
+    def init(key):
+        return {
+            leaf: initializers[leaf](jax.random.fold_in(key, index), shape, dtype)
+            for index, (leaf, shape) in enumerate(shapes.items())
+        }
+
+    def forward(params, x, key=None):
+        check_tree(name, "params", params, shapes)
+        x = check_array(name, "x", x, (..., dim_in))
+        y = _contract(x, params["W"], -1, -1)
+        if bias:
+            y = y + jnp.broadcast_to(params["b"].astype(y.dtype), y.shape)
+        return y.astype(x.dtype), x
+
+    def backward(params, x, dy):
+        check_tree(name, "params", params, shapes)
+        dy = check_array(name, "dy", dy, (*x.shape[:-1], dim_out), x.dtype)
+        leading = tuple(range(x.ndim - 1))
+        grads = {"W": _contract(dy, x, leading, leading)}
+        if bias:
+            grads["b"] = jnp.sum(dy, axis=leading, dtype=accumulation_dtype(dy.dtype))
+        grads = {leaf: grad.astype(params[leaf].dtype) for leaf, grad in grads.items()}
+        return grads, _contract(dy, params["W"], -1, 0).astype(x.dtype)
+
+    return Layer(init, forward, backward)
+
+
+def _contract(a, b, axes_a, axes_b):
+    """Products of a and b, in a's dtype, summed over the given axes and not yet rounded."""
+    return jnp.tensordot(
+        a, b.astype(a.dtype), (axes_a, axes_b), preferred_element_type=accumulation_dtype(a.dtype)
+    )

@@ -1,0 +1,136 @@
+"""Training: the hand-written passes put together, a step, an epoch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.layer import Layer, check_integer
+from fnn.losses import Loss
+from fnn.optimizers import Optimizer
+
+
+class TrainState(NamedTuple):
+    """What a training step maps to its successor: a pytree."""
+
+    params: Any
+    opt_state: Any
+
+
+def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, Any]]:
+    """f(params, x, target, key=None) -> (loss value, grads), by the hand-written passes.
+
+    The counterpart of jax.value_and_grad: grads has the structure, shapes and dtypes of params.
+    """
+
+    def evaluate(params, x, target, key=None):
+        prediction, residuals = model.forward(params, x, key)
+        value, loss_residuals = loss.forward(prediction, target)
+        grads, _ = model.backward(params, residuals, loss.backward(loss_residuals))
+        return value, grads
+
+    return evaluate
+
+
+def predict(model: Layer, params: Any, x: jax.Array) -> jax.Array:
+    """The model's output in evaluation mode (no key)."""
+    y, _ = model.forward(params, x)
+    return y
+
+
+def init_train_state(model: Layer, optimizer: Optimizer, key: jax.Array) -> TrainState:
+    """Fresh parameters drawn with `key`, and the optimizer's state for them."""
+    params = model.init(key)
+    return TrainState(params, optimizer.init(params))
+
+
+def make_train_step(
+    model: Layer, loss: Loss, optimizer: Optimizer, *, donate: bool = False
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """A jitted f(state, x, target, key=None) -> (state, loss value before the update).
+
+    Args:
+        donate: give the given state's buffers to the new one. The given state cannot be used
+            again; big models need the memory of one state less.
+    """
+    step = _train_step(model, loss, optimizer)
+    return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def make_train_epoch(
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    donate: bool = False,
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """A jitted f(state, x, target, key) -> (state, loss values): one pass over the examples.
+
+    The epoch is one compiled program, a scan of training steps over minibatches. Where
+    batch_size does not divide the number of examples n, the last batch is the smaller rest, so
+    that every example is seen once.
+
+    Shapes: x (n, ...), target (n, ...), loss values (ceil(n / batch_size),), one a step.
+
+    Args:
+        shuffle: visit the examples in an order drawn with the key, else in the given order.
+            Without shuffling the key may be None, which runs the model in evaluation mode.
+        donate: as in make_train_step.
+
+    Raises:
+        ValueError: batch_size is not a positive integer; no examples; x and target differ in
+            the number of examples; no key to shuffle with.
+    """
+    batch_size = check_integer("make_train_epoch", "batch_size", batch_size, 1)
+    step = _train_step(model, loss, optimizer)
+
+    def epoch(state, x, target, key=None):
+        num_examples = _count_examples(x, target)
+        step_key = None
+        if key is not None:
+            shuffle_key, step_key = jax.random.split(key)
+        if shuffle:
+            if key is None:
+                raise ValueError("make_train_epoch: expected a key to shuffle with, got None")
+            order = jax.random.permutation(shuffle_key, num_examples)
+            x, target = x[order], target[order]
+
+        def numbered_step(state, batch):
+            index, x, target = batch
+            key = None if step_key is None else jax.random.fold_in(step_key, index)
+            return step(state, x, target, key)
+
+        num_full = num_examples // batch_size
+        split = num_full * batch_size
+        full = (a[:split].reshape(num_full, batch_size, *a.shape[1:]) for a in (x, target))
+        state, losses = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), *full))
+        if split < num_examples:
+            state, last = numbered_step(state, (num_full, x[split:], target[split:]))
+            losses = jnp.append(losses, last)
+        return state, losses
+
+    return jax.jit(epoch, donate_argnums=0 if donate else ())
+
+
+def _train_step(model, loss, optimizer):
+    evaluate = loss_and_grads(model, loss)
+
+    def step(state, x, target, key=None):
+        value, grads = evaluate(state.params, x, target, key)
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return TrainState(params, opt_state), value
+
+    return step
+
+
+def _count_examples(x, target):
+    x_shape, target_shape = jnp.shape(x), jnp.shape(target)
+    if not x_shape or not target_shape or not x_shape[0] == target_shape[0] > 0:
+        raise ValueError(
+            "make_train_epoch: expected x and target with the same number of examples, at least "
+            f"one, on the first axis, got shapes {x_shape} and {target_shape}"
+        )
+    return x_shape[0]

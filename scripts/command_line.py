@@ -1,0 +1,83 @@
+"""What the scripts' command lines share: a parser with one-line errors, types, files, progress."""
+
+import argparse
+import contextlib
+import math
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that shows defaults, takes no abbreviations and errs in one line."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def check_output(self, path: pathlib.Path, file_names: list[str]) -> None:
+        """Create the folder `path`; end with an error unless the files can be written in it."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        except OSError as error:
+            self.error(f"argument --output: cannot write in {path}: {error.strerror}")
+        for name in file_names:
+            if (path / name).is_dir():
+                self.error(f"argument --output: {path / name} is a folder, not a file")
+
+
+def positive_int(text: str) -> int:
+    return _parse(int, text, 1, 2**31 - 1, f"an integer from 1 to {2**31 - 1}")
+
+
+def seed(text: str) -> int:
+    return _parse(int, text, 0, 2**32 - 1, f"an integer from 0 to {2**32 - 1}")
+
+
+def nonnegative_float(text: str) -> float:
+    return _parse(float, text, 0, sys.float_info.max, "a finite number of at least 0")
+
+
+def _parse(kind, text, low, high, expected):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+@contextlib.contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """Gives report(done, text), which shows how far the work is: on a terminal one line, rewritten
+    at most ten times a second; elsewhere ten plain lines in all; nothing if quiet.
+    """
+    on_terminal = sys.stdout.isatty()
+    shown = None
+    shown_at = -math.inf
+
+    def report(done, text):
+        nonlocal shown, shown_at
+        if on_terminal and (time.monotonic() - shown_at > 0.1 or done == total):
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{text[:width]:{width}}", end="", flush=True)
+            shown, shown_at = done, time.monotonic()
+        elif not on_terminal and done * 10 // total > (done - 1) * 10 // total:
+            print(text, flush=True)
+
+    try:
+        yield (lambda done, text: None) if quiet else report
+    finally:
+        if shown:
+            print()

@@ -1,0 +1,81 @@
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import draw, make_network
+
+import fnn
+
+
+def test_sequential_is_the_composition_of_its_layers():
+    first, second = fnn.Linear(3, 4), fnn.Tanh()
+    model = fnn.Sequential(first, second)
+    params, x, dy = model.init(jax.random.key(0)), draw(1, (5, 3)), draw(2, (5, 4))
+    hidden, first_residuals = first.forward(params[0], x)
+    y, second_residuals = second.forward((), hidden)
+    _, d_hidden = second.backward((), second_residuals, dy)
+    grads, dx = first.backward(params[0], first_residuals, d_hidden)
+
+    actual_y, residuals = model.forward(params, x)
+    chex.assert_trees_all_equal(actual_y, y)
+    chex.assert_trees_all_equal(model.backward(params, residuals, dy), ((grads, ()), dx))
+
+
+def test_empty_sequential_is_the_identity():
+    model = fnn.Sequential()
+    x = draw(1, (5, 3))
+    assert model.init(jax.random.key(0)) == ()
+    assert model.forward((), x) == (x, ())
+    assert model.backward((), (), x) == ((), x)
+
+
+def test_adding_a_layer_leaves_the_others_parameters_alone():
+    layers = [fnn.Linear(3, 3) for _ in range(3)]
+    key = jax.random.key(0)
+    shorter, longer = fnn.Sequential(*layers[:2]).init(key), fnn.Sequential(*layers).init(key)
+    chex.assert_trees_all_equal(longer[:2], shorter)
+    assert jnp.all(longer[1]["W"] != longer[2]["W"])
+
+
+def test_each_layer_gets_its_own_key_in_training_and_none_in_evaluation():
+    def forward(params, x, key=None):
+        return x if key is None else jax.random.normal(key, x.shape), ()
+
+    noise = fnn.Layer(lambda key: (), forward, lambda params, residuals, dy: ((), dy))
+    model, x, key = fnn.Sequential(noise, noise), draw(1, (3,)), jax.random.key(0)
+    assert jnp.all(model.forward(((), ()), x)[0] == x)
+    expected = jax.random.normal(jax.random.fold_in(key, 1), (3,))
+    assert jnp.all(model.forward(((), ()), x, key)[0] == expected)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_errors_say_where_they_happened_and_keep_their_traceback(wrap):
+    model = fnn.Sequential(fnn.Tanh(), fnn.Sequential(fnn.Linear(3, 4), fnn.Linear(5, 2)))
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Linear\(5, 2\): expected x of shape \(..., 5\)") as info:
+        wrap(model.forward)(params, draw(1, (6, 3)))
+    notes = [note for note in info.value.__notes__ if "Sequential" in note]
+    assert notes == ["in layer 1 of Sequential, forward"] * 2
+    assert any(entry.name == "check_array" for entry in info.traceback)
+
+
+def test_errors_of_backward_say_where_they_happened():
+    model = make_network()
+    params = model.init(jax.random.key(0))
+    _, residuals = model.forward(params, draw(1, (6, 3)))
+    with pytest.raises(ValueError, match="expected dy") as info:
+        model.backward(params, residuals, draw(1, (6, 3)))
+    assert "in layer 4 of Sequential, backward" in info.value.__notes__
+
+
+@pytest.mark.parametrize("change", [lambda p: p[:-1], lambda p: (*p, ()), list, lambda p: None])
+def test_params_and_residuals_must_be_tuples_of_one_entry_a_layer(change):
+    model, x = make_network(), draw(1, (6, 3))
+    params = model.init(jax.random.key(0))
+    y, residuals = model.forward(params, x)
+    with pytest.raises(ValueError, match="Sequential: expected params to be a tuple of 5 entries"):
+        model.forward(change(params), x)
+    with pytest.raises(ValueError, match="Sequential: expected params to be a tuple of 5 entries"):
+        model.backward(change(params), residuals, y)
+    with pytest.raises(ValueError, match="expected residuals to be a tuple of 5 entries, got"):
+        model.backward(params, change(residuals), y)

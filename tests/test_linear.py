@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fnn
+
+linear = fnn.Linear(2, 3)
+params = {"W": jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), "b": jnp.array([0.1, 0.2, 0.3])}
+
+
+def test_values_by_hand():
+    x, dy = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, -1.0]])
+    y, residuals = linear.forward(params, x)
+    assert jnp.allclose(y, jnp.array([[1.1, 3.2, 5.3], [4.1, 8.2, 12.3]]))
+    grads, dx = linear.backward(params, residuals, dy)
+    assert grads["W"].tolist() == [[1, 0], [0, 2], [0, -2]]
+    assert grads["b"].tolist() == [1, 1, -1]
+    assert dx.tolist() == [[1, 2], [-2, -2]]
+
+
+def test_parameters_have_the_documented_shapes_and_dtypes():
+    shapes = {"W": (3, 2), "b": (3,)}
+    assert jax.tree.map(jnp.shape, linear.init(jax.random.key(0))) == shapes
+    assert set(fnn.Linear(2, 3, bias=False).init(jax.random.key(0))) == {"W"}
+    low = fnn.Linear(2, 3, dtype=jnp.bfloat16).init(jax.random.key(0))
+    assert low["W"].dtype == low["b"].dtype == jnp.bfloat16
+
+
+def test_initializers_are_the_ones_given():
+    layer = fnn.Linear(2, 3, weight_init=fnn.zeros, bias_init=jax.nn.initializers.ones)
+    drawn = layer.init(jax.random.key(0))
+    assert jnp.all(drawn["W"] == 0)
+    assert jnp.all(drawn["b"] == 1)
+
+
+def test_residuals_are_x_alone():
+    x = jnp.ones((4, 2))
+    assert linear.forward(params, x)[1] is x
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_messages_say_what_was_expected_and_what_came(wrap):
+    forward = wrap(linear.forward)
+    with pytest.raises(
+        ValueError, match=r"^Linear\(2, 3\): expected x of shape \(\.\.\., 2\), got \(10, 3\)(\n|$)"
+    ):
+        forward(params, jnp.ones((10, 3)))
+    with pytest.raises(ValueError, match=r"expected x of shape \(..., 2\), got \(\)"):
+        forward(params, jnp.ones(()))
+    with pytest.raises(ValueError, match=r"expected dy of shape \(10, 3\), got \(10, 2\)"):
+        wrap(linear.backward)(params, jnp.ones((10, 2)), jnp.ones((10, 2)))
+    with pytest.raises(ValueError, match=r"params of shapes .*'b': \(3,\).* got .*'b': \(2,\)"):
+        forward({**params, "b": jnp.ones(2)}, jnp.ones((10, 2)))
+
+
+def test_16_bit_sums_accumulate_in_float32():
+    """A sum of 4096 ones stops at 256 when it accumulates in bfloat16."""
+    layer = fnn.Linear(1, 1, dtype=jnp.bfloat16)
+    ones = jnp.ones((4096, 1), jnp.bfloat16)
+    grads, _ = layer.backward(layer.init(jax.random.key(0)), ones, ones)
+    assert grads["W"].item() == grads["b"].item() == 4096
+    wide = fnn.Linear(4096, 1, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16)
+    y, _ = wide.forward(wide.init(jax.random.key(0)), ones[:, 0])
+    assert y.item() == 4096

@@ -1,0 +1,146 @@
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import draw
+
+import fnn
+
+params = {"W": jnp.array([[1.0, -2.0]]), "b": (jnp.array([0.5]),)}
+
+
+def torch_rule(p, grads, rate, momentum, nesterov, weight_decay):
+    """torch.optim.SGD's documented algorithm for one number, in Python."""
+    velocity = None
+    for grad in grads:
+        grad = grad + weight_decay * p
+        if momentum:
+            velocity = grad if velocity is None else momentum * velocity + grad
+            grad = grad + momentum * velocity if nesterov else velocity
+        p = p - rate * grad
+    return p
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov", "weight_decay"),
+    [(0, False, 0), (0, False, 0.1), (0.9, False, 0), (0.9, True, 0), (0.5, True, 0.1)],
+)
+def test_sgd_follows_torchs_rule(momentum, nesterov, weight_decay):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        optimizer = fnn.sgd(0.1, momentum, nesterov, weight_decay)
+        state, new = optimizer.init(wide), wide
+        grads = [0.3, -0.2, 0.7, 0.1]
+        for grad in grads:
+            grad = jax.tree.map(functools.partial(jnp.full_like, fill_value=grad), wide)
+            new, state = optimizer.update(grad, state, new)
+        expected = jax.tree.map(
+            lambda leaf: jnp.array(
+                [
+                    torch_rule(p, grads, 0.1, momentum, nesterov, weight_decay)
+                    for p in leaf.ravel().tolist()
+                ]
+            ).reshape(leaf.shape),
+            wide,
+        )
+        chex.assert_trees_all_close(new, expected, rtol=1e-14)
+        assert state.step == 4
+
+
+def test_state_without_momentum_holds_the_step_alone():
+    assert jax.tree.leaves(fnn.sgd(0.1).init(params)) == [0]
+    velocity = fnn.sgd(0.1, momentum=0.9).init(params).velocity
+    chex.assert_trees_all_equal(velocity, jax.tree.map(jnp.zeros_like, params))
+
+
+def test_schedules_are_called_with_the_step_from_0():
+    optimizer = fnn.sgd(lambda step: jnp.array([1.0, 10.0, 100.0])[step])
+    p, state = jnp.array(0.0), optimizer.init(jnp.array(0.0))
+    seen = []
+    for _ in range(3):
+        p, state = optimizer.update(jnp.array(-1.0), state, p)
+        seen.append(p.item())
+    assert seen == [1, 11, 111]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("rate", [0.25, fnn.constant(0.25), fnn.cosine_decay(0.25, 10)])
+def test_dtypes_are_preserved(dtype, rate):
+    with jax.enable_x64(True):
+        tree = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        optimizer = fnn.sgd(rate, momentum=0.5, weight_decay=0.5)
+        state = optimizer.init(tree)
+        new, new_state = optimizer.update(tree, state, tree)
+        chex.assert_trees_all_equal_shapes_and_dtypes((new, new_state), (tree, state))
+        chex.assert_trees_all_equal(new["b"][0], jnp.array([0.5 - 0.25 * 0.75], dtype))
+
+
+def test_16_bit_parameters_are_updated_in_float32():
+    optimizer = fnn.sgd(jnp.float32(0.1))
+    p, grad = jnp.array(1.0, jnp.bfloat16), jnp.array(3.0, jnp.bfloat16)
+    new, _ = optimizer.update(grad, optimizer.init(p), p)
+    assert new == jnp.float32(1 - 0.1 * 3).astype(jnp.bfloat16)
+
+
+def test_every_number_may_be_traced():
+    def train(rate, momentum, weight_decay):
+        optimizer = fnn.sgd(rate, momentum, weight_decay=weight_decay)
+        new, state = optimizer.update(params, optimizer.init(params), params)
+        return optimizer.update(params, state, new)[0]
+
+    numbers = jnp.array([[0.1, 0.0, 0.0], [0.2, 0.9, 0.1]])
+    many = jax.jit(jax.vmap(train))(*numbers.T)
+    for index, row in enumerate(numbers.tolist()):
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], many)
+        chex.assert_trees_all_close(one, train(*row), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: {**p, "W": jnp.ones((1, 1))},
+        lambda p: {**p, "W": jnp.ones(2)},
+        lambda p: {"W": p["W"]},
+        lambda p: {**p, "b": p["b"][0]},
+        lambda p: jax.tree.map(lambda leaf: leaf.astype(jnp.int32), p),
+    ],
+)
+def test_grads_and_velocity_must_be_like_params(change):
+    optimizer = fnn.sgd(0.1, momentum=0.9)
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match="sgd: expected grads of"):
+        optimizer.update(change(params), state, params)
+    with pytest.raises(ValueError, match="sgd: expected velocity of"):
+        optimizer.update(params, state._replace(velocity=change(params)), params)
+
+
+def test_a_schedule_must_return_a_scalar():
+    optimizer = fnn.sgd(lambda step: jnp.ones(2))
+    with pytest.raises(ValueError, match=r"learning rate of shape \(\), got \(2,\)"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_cosine_decay_follows_its_formula(x64):
+    with jax.enable_x64(x64):
+        rate = fnn.cosine_decay(0.5, 110, warmup_steps=10)
+        for step in (0, 1, 5, 9, 10, 11, 60, 109, 110, 1000):
+            progress = min(1, (step - 10) / 100)
+            cosine = 0.5 * (1 + math.cos(math.pi * progress)) / 2
+            expected = 0.5 * step / 10 if step < 10 else cosine
+            for given in (step, jnp.int32(step)):
+                assert abs(float(rate(given)) - expected) < 1e-7
+        assert fnn.cosine_decay(0.5, 100)(0) == 0.5
+        assert fnn.cosine_decay(0.5, 100)(100) == 0.0
+
+
+def test_schedules_work_on_traced_steps_and_peaks():
+    steps = jnp.arange(4)
+    rates = jax.jit(jax.vmap(lambda peak: jax.vmap(fnn.cosine_decay(peak, 3))(steps)))
+    chex.assert_trees_all_close(
+        rates(jnp.array([1.0, 2.0])), jnp.array([[1, 0.75, 0.25, 0], [2, 1.5, 0.5, 0]]), atol=1e-6
+    )
+    assert jax.vmap(lambda rate: fnn.constant(rate)(0))(draw(1, (3,))).shape == (3,)

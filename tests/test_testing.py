@@ -1,0 +1,161 @@
+"""check_layer and check_loss accept right backward passes and name what is wrong in others."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import LAYERS, LOSSES, draw
+
+import fnn
+
+key = jax.random.key(0)
+linear = fnn.Linear(3, 3)
+
+
+def wrong_linear(change):
+    """Linear with its backward's (grads, dx) changed."""
+
+    def backward(params, x, dy):
+        grads, dx = linear.backward(params, x, dy)
+        return change(grads, dx)
+
+    return linear._replace(backward=backward)
+
+
+def wrong_activation(layer, derivative):
+    return layer._replace(backward=lambda params, y, dy: ((), dy * derivative(y)))
+
+
+MUTANTS = {
+    "dW-scaled": (
+        wrong_linear(lambda grads, dx: ({**grads, "W": 1.001 * grads["W"]}, dx)),
+        r"grads\['W'\] .*off by",
+    ),
+    "dW-element-zeroed": (
+        wrong_linear(lambda grads, dx: ({**grads, "W": grads["W"].at[2, 1].set(0)}, dx)),
+        r"grads\['W'\] .* at \[2, 1\]: backward gives 0, .* 1 of 9 places",
+    ),
+    "dW-transposed": (
+        wrong_linear(lambda grads, dx: ({**grads, "W": grads["W"].T}, dx)),
+        r"grads\['W'\]",
+    ),
+    "db-averaged": (
+        wrong_linear(lambda grads, dx: ({**grads, "b": grads["b"] / 3}, dx)),
+        r"grads\['b'\] .* 3 of 3 places",
+    ),
+    "db-missing": (
+        wrong_linear(lambda grads, dx: ({"W": grads["W"]}, dx)),
+        "expected grads to be .*'b'.* got",
+    ),
+    "db-of-wrong-shape": (
+        wrong_linear(lambda grads, dx: ({**grads, "b": grads["b"][None]}, dx)),
+        r"expected grads to be .*float64\[3\].* got .*float64\[1, 3\]",
+    ),
+    "dW-in-float32": (
+        wrong_linear(lambda grads, dx: (jax.tree.map(jnp.float32, grads), dx)),
+        "expected grads to be .*float64.* got .*float32",
+    ),
+    "dx-scaled": (wrong_linear(lambda grads, dx: (grads, 0.999 * dx)), "dx disagrees"),
+    "dx-transposed": (wrong_linear(lambda grads, dx: (grads, dx.T)), "dx disagrees"),
+    "dx-nan": (wrong_linear(lambda grads, dx: (grads, dx * jnp.nan)), "backward gives nan"),
+    "dx-first": (wrong_linear(lambda grads, dx: (dx, grads)), "expected grads to be"),
+    "tanh-at-y": (wrong_activation(fnn.Tanh(), lambda y: 1 - jnp.tanh(y) ** 2), "dx disagrees"),
+    "sigmoid-at-y": (
+        wrong_activation(fnn.Sigmoid(), lambda y: jax.nn.sigmoid(y) * (1 - jax.nn.sigmoid(y))),
+        "dx disagrees",
+    ),
+    "relu-of-dy": (
+        fnn.ReLU()._replace(backward=lambda params, y, dy: ((), jnp.maximum(dy, 0))),
+        "dx disagrees",
+    ),
+    "tanh-ignores-dy": (
+        fnn.Tanh()._replace(backward=lambda params, y, dy: ((), 1 - y**2)),
+        "dx disagrees",
+    ),
+}
+
+
+@pytest.mark.parametrize(("mutant", "message"), MUTANTS.values(), ids=MUTANTS.keys())
+def test_check_layer_rejects(mutant, message):
+    with pytest.raises(AssertionError, match=message):
+        fnn.check_layer(mutant, draw(1, (3, 3)), key)
+
+
+def test_check_layer_names_the_layer_inside_a_network():
+    mutant, _ = MUTANTS["dW-scaled"]
+    network = fnn.Sequential(fnn.Tanh(), fnn.Sequential(mutant), fnn.Sigmoid())
+    with pytest.raises(AssertionError, match=r"grads\[1\]\[0\]\['W'\] disagrees"):
+        fnn.check_layer(network, draw(1, (3, 3)), key)
+
+
+def test_check_layer_sees_one_wrong_element_among_many():
+    layer = fnn.Linear(40, 50)
+
+    def backward(params, x, dy):
+        grads, dx = layer.backward(params, x, dy)
+        return {**grads, "W": grads["W"].at[20, 3].multiply(1.01)}, dx
+
+    with pytest.raises(AssertionError, match=r"\['W'\] .* and the next 1: .* 1 of 1024 places"):
+        fnn.check_layer(layer._replace(backward=backward), draw(1, (2, 40)), key)
+
+
+def test_check_layer_sees_what_initial_parameters_hide():
+    """With a scale of 1 and a bias of 0, forgetting the scale in dx makes no difference."""
+
+    def forward(params, x, key=None):
+        scale = jnp.broadcast_to(params, x.shape)
+        return scale * x, x
+
+    def backward(params, x, dy):
+        return jnp.sum(dy * x, axis=0), dy
+
+    forgetful = fnn.Layer(lambda key: jnp.ones(3), forward, backward)
+    with pytest.raises(AssertionError, match="dx disagrees"):
+        fnn.check_layer(forgetful, draw(1, (2, 3)), key)
+
+
+def test_check_layer_checks_a_random_layer_with_its_key():
+    def forward(params, x, key=None):
+        mask = 1.0 if key is None else jax.random.bernoulli(key, 0.5, x.shape).astype(x.dtype)
+        return x * mask, mask
+
+    right = fnn.Layer(lambda key: (), forward, lambda params, mask, dy: ((), dy * mask))
+    fnn.check_layer(right, draw(1, (4, 3)), key)
+    wrong = right._replace(backward=lambda params, mask, dy: ((), dy))
+    with pytest.raises(AssertionError, match="dx disagrees"):
+        fnn.check_layer(wrong, draw(1, (4, 3)), key)
+
+
+@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("fill", [0.0, 1e4, -1e4])
+def test_check_layer_accepts_every_layer_at_kinks_and_far_out(case, fill):
+    fnn.check_layer(case.make(), jnp.full((2, *case.x), fill), key)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_check_layer_leaves_x64_as_it_was(x64):
+    with jax.enable_x64(x64):
+        fnn.check_layer(fnn.Tanh(), draw(1, (2,)), key)
+        assert jax.config.jax_enable_x64 == x64
+        with pytest.raises(AssertionError):
+            fnn.check_layer(MUTANTS["tanh-at-y"][0], draw(1, (2,)), key)
+        assert jax.config.jax_enable_x64 == x64
+
+
+def test_check_layer_passes_on_what_forward_raises():
+    with pytest.raises(ValueError, match=r"Linear\(3, 3\): expected x of shape \(..., 3\)"):
+        fnn.check_layer(linear, draw(1, (2, 4)), key)
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("factor", [1.001, -1.0, 0.5, 0.0])
+def test_check_loss_rejects_a_scaled_derivative(make, factor):
+    loss = make()
+    wrong = loss._replace(backward=lambda residuals: factor * loss.backward(residuals))
+    with pytest.raises(AssertionError, match=r"check_loss: d_prediction disagrees .* at \["):
+        fnn.check_loss(wrong, draw(1, (4, 2)), draw(2, (4, 2)))
+
+
+def test_check_loss_rejects_a_value_that_is_no_scalar():
+    loss = fnn.Loss(lambda p, t: (jnp.square(p - t), p - t), lambda difference: 2 * difference)
+    with pytest.raises(AssertionError, match=r"expected value to be float64\[\], got"):
+        fnn.check_loss(loss, draw(1, (4, 2)), draw(2, (4, 2)))

@@ -1,0 +1,190 @@
+"""scripts/train_disk.py as a user runs it."""
+
+import csv
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+import fnn
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "train_disk.py"
+
+
+def command(*arguments):
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+def run(*arguments, **kwargs):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, **kwargs)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    """The main job, with no arguments, in an empty folder."""
+    folder = tmp_path_factory.mktemp("default")
+    result = run(cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return result, folder / "runs" / "disk"
+
+
+def test_the_main_job_learns_the_disk(default_run):
+    result, folder = default_run
+    last = rows(folder)[-1]
+    assert float(last["test_accuracy"]) > 0.975
+    assert float(last["test_loss"]) < 0.02
+    summary = result.stdout.splitlines()[-1]
+    assert summary.startswith(
+        f"test accuracy {float(last['test_accuracy']):.2%}, "
+        f"test MSE {float(last['test_loss']):.5f}, 150 epochs, 30000 steps, "
+    )
+    assert summary.endswith(" seconds")
+    assert result.stderr == ""
+
+
+def test_the_main_job_says_what_it_runs_and_shows_progress(default_run):
+    lines = default_run[0].stdout.splitlines()
+    text = "\n".join(lines)
+    for expected in ("2-25-25-25-2", "1427 parameters", "learning rate", "cpu", "seed 0"):
+        assert expected in text
+    assert sum(line.startswith("epoch ") for line in lines) == 10
+    assert max(map(len, lines)) <= 80
+
+
+def test_metrics_have_a_row_an_epoch(default_run):
+    table = rows(default_run[1])
+    assert list(table[0]) == [
+        "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"
+    ]  # fmt: skip
+    assert [int(row["epoch"]) for row in table] == list(range(1, 151))
+    for row in table:
+        assert 0 <= float(row["train_accuracy"]) <= 1
+        assert float(row["train_loss"]) > 0
+
+
+def test_parameters_are_those_of_the_trained_network(default_run):
+    sys.path.insert(0, str(SCRIPT.parent))
+    from train_disk import make_network
+
+    model = make_network([25, 25, 25], "leaky_relu")
+    params = fnn.load(default_run[1] / "params.npz", model.init(jax.random.key(1)))
+    points, labels = fnn.sample_disk(jax.random.key(12345), 2000)
+    assert fnn.accuracy(fnn.predict(model, params, points), labels) > 0.97
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        options = ("--seed", seed, "--epochs", 2, "--quiet", "--output", tmp_path / name)
+        assert run(*options).returncode == 0
+    for file in ("metrics.csv", "params.npz"):
+        one, same, other = ((tmp_path / n / file).read_bytes() for n in ("one", "same", "other"))
+        assert one == same != other
+
+
+def test_every_option_takes_effect(tmp_path):
+    result = run(
+        *("--seed", 1, "--epochs", 3, "--batch-size", 30, "--learning-rate", 0.1),
+        *("--schedule", "constant", "--momentum", 0.9, "--weight-decay", 1e-4),
+        *("--hidden", 7, 5, "--activation", "tanh", "--reduction", "batchmean"),
+        *("--train-size", 100, "--test-size", 50, "--output", tmp_path / "new" / "folder"),
+    )
+    assert result.returncode == 0
+    for expected in ("2-7-5-2", "tanh", "73 parameters", "100 training points", "50 test points"):
+        assert expected in result.stdout
+    assert "12 steps" in result.stdout.splitlines()[-1]
+    assert len(rows(tmp_path / "new" / "folder")) == 3
+
+
+def test_quiet_prints_the_summary_alone(tmp_path):
+    result = run("--epochs", 1, "--quiet", "--output", tmp_path)
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_help_gives_every_option_and_its_default():
+    text = run("--help").stdout
+    for option in (
+        "--seed", "--epochs", "--batch-size", "--learning-rate", "--schedule", "--momentum",
+        "--weight-decay", "--hidden", "--activation", "--reduction", "--train-size",
+        "--test-size", "--output", "--quiet",
+    ):  # fmt: skip
+        assert f"  {option}" in text
+    assert " ".join(text.split()).count("(default: ") == 14
+
+
+BAD = {
+    "--epochs 0": "argument --epochs: expected an integer from 1 to 2147483647, got '0'",
+    "--epochs many": "argument --epochs: expected an integer from 1 to 2147483647, got 'many'",
+    "--epochs": "argument --epochs: expected one argument",
+    "--batch-size 1001": "argument --batch-size: expected at most the 1000 training points",
+    "--learning-rate -0.1": "argument --learning-rate: expected a finite number of at least 0",
+    "--learning-rate nan": "argument --learning-rate: expected a finite number of at least 0",
+    "--momentum -1": "argument --momentum: expected a finite number of at least 0",
+    "--weight-decay inf": "argument --weight-decay: expected a finite number of at least 0",
+    "--activation swish": "argument --activation: invalid choice: 'swish' (choose from",
+    "--schedule step": "argument --schedule: invalid choice: 'step' (choose from",
+    "--reduction none": "argument --reduction: invalid choice: 'none' (choose from",
+    "--hidden": "argument --hidden: expected at least one argument",
+    "--hidden 25 0": "argument --hidden: expected an integer from 1 to 2147483647, got '0'",
+    "--seed -1": "argument --seed: expected an integer from 0 to 4294967295, got '-1'",
+    "--train-size 1.5": "argument --train-size: expected an integer from 1",
+    "--output /dev/null": "argument --output: cannot write in /dev/null: File exists",
+    "--output /dev/null/x": "argument --output: cannot write in /dev/null/x: Not a directory",
+    "--epoch 3": "unrecognized arguments: --epoch 3",
+    "stray": "unrecognized arguments: stray",
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.items(), ids=BAD.keys())
+def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
+    sys.path.insert(0, str(SCRIPT.parent))
+    from train_disk import main
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments.split())
+    assert exit_info.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
+    (tmp_path / "params.npz").mkdir()
+    result = run("--output", tmp_path)
+    assert result.returncode == 2
+    assert "params.npz is a folder" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    result = run("--learning-rate", 1e30, "--output", tmp_path)
+    assert result.returncode == 1
+    assert "the loss is not finite in epoch 1: lower --learning-rate" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(rows(tmp_path)) == 1
+    assert (tmp_path / "params.npz").exists()
+
+
+def test_an_interrupt_writes_what_there_is(tmp_path):
+    with subprocess.Popen(
+        command("--epochs", 10**6, "--output", tmp_path), stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        metrics = tmp_path / "metrics.csv"
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted in epoch" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "params.npz").exists()
