@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults, takes no abbreviations and errs in one line."""
@@ -81,3 +83,15 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
     finally:
         if shown:
             print()
+
+
+def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """The exit status of work(options); what stops it from outside is told in one line."""
+    try:
+        return work(options)
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        message, status = str(error).splitlines()[0], 1
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    print(f"{pathlib.Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    return status

@@ -1,24 +1,19 @@
 """Train a small network to tell the points inside a disk from those outside it."""
 
 import csv
-import math
-import pathlib
+import functools
 import sys
 import time
-from itertools import pairwise
 
+import disk
+import figures
 import jax
 import jax.numpy as jnp
-from command_line import Parser, nonnegative_float, positive_int, progress, seed
+from command_line import Parser, nonnegative_float, progress, run, seed
 
 import fnn
 
-ACTIVATIONS = {
-    "tanh": fnn.Tanh,
-    "relu": fnn.ReLU,
-    "leaky_relu": fnn.LeakyReLU,
-    "sigmoid": fnn.Sigmoid,
-}
+FIGURES = ["data.svg", "network.svg", "curves.svg", "decision_regions.svg"]
 
 
 def parse_options(arguments=None):
@@ -29,28 +24,15 @@ def parse_options(arguments=None):
     )
     option = parser.add_argument
     option("--seed", type=seed, default=0, help="of data, parameters and batches")
-    option("--epochs", type=positive_int, default=150, help="passes over the training points")
-    option("--batch-size", type=positive_int, default=5, help="points a step")
     option("--learning-rate", type=nonnegative_float, default=0.5, help="at its highest")
-    option(
-        "--schedule",
-        choices=("cosine", "constant"),
-        default="cosine",
-        help="the learning rate falls to 0 along half a cosine, or is constant",
+    disk.add_training_options(
+        parser,
+        epochs=150,
+        batch_size=5,
+        schedule="cosine",
+        reduction="mean",
+        output="runs/disk",
     )
-    option("--momentum", type=nonnegative_float, default=0.0, help="of SGD")
-    option("--weight-decay", type=nonnegative_float, default=0.0, help="of SGD")
-    option("--hidden", type=positive_int, nargs="+", default=[25, 25, 25], help="layer widths")
-    option("--activation", choices=ACTIVATIONS, default="leaky_relu", help="of the hidden layers")
-    option(
-        "--reduction",
-        choices=("mean", "sum", "batchmean"),
-        default="mean",
-        help="of the squared errors in the loss trained on",
-    )
-    option("--train-size", type=positive_int, default=1000, help="training points")
-    option("--test-size", type=positive_int, default=1000, help="test points")
-    option("--output", type=pathlib.Path, default="runs/disk", help="folder for the results")
     option("--quiet", action="store_true", help="print the summary line alone")
     options = parser.parse_args(arguments)
     if options.batch_size > options.train_size:
@@ -58,16 +40,8 @@ def parse_options(arguments=None):
             f"argument --batch-size: expected at most the {options.train_size} training points, "
             f"got {options.batch_size}"
         )
-    parser.check_output(options.output, ["metrics.csv", "params.npz"])
+    parser.check_output(options.output, ["metrics.csv", "params.npz", *FIGURES])
     return options
-
-
-def make_network(hidden, activation):
-    """Linear layers 2-hidden-2, the activation between them, a Sigmoid at the end."""
-    layers = []
-    for dim_in, dim_out in pairwise([2, *hidden, 2]):
-        layers += [fnn.Linear(dim_in, dim_out), ACTIVATIONS[activation]()]
-    return fnn.Sequential(*layers[:-1], fnn.Sigmoid())
 
 
 def describe(options, params, num_steps):
@@ -91,15 +65,10 @@ def train(options):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     num_epochs = options.epochs
-    num_steps = num_epochs * math.ceil(options.train_size / options.batch_size)
-    rate = options.learning_rate
-    model = make_network(options.hidden, options.activation)
+    num_steps = disk.count_steps(options, options.train_size)
+    model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
-    optimizer = fnn.sgd(
-        fnn.cosine_decay(rate, num_steps) if options.schedule == "cosine" else rate,
-        options.momentum,
-        weight_decay=options.weight_decay,
-    )
+    optimizer = disk.make_optimizer(options, options.learning_rate, num_steps)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
 
     @jax.jit
@@ -109,23 +78,24 @@ def train(options):
         test_set = fnn.sample_disk(test_key, options.test_size)
         return train_set, test_set, fnn.init_train_state(model, optimizer, init_key), epoch_key
 
-    def evaluate(params, points, labels):
-        scores = fnn.predict(model, params, points)
-        mse, _ = fnn.MSELoss().forward(scores, jax.nn.one_hot(labels, 2))
-        return mse, fnn.accuracy(scores, labels)
-
     @jax.jit
     def run_epoch(state, train_set, test_set, epoch_key, epoch):
-        points, labels = train_set
         key = jax.random.fold_in(epoch_key, epoch)
-        state, losses = train_epoch(state, points, jax.nn.one_hot(labels, 2), key)
-        metrics = *evaluate(state.params, *train_set), *evaluate(state.params, *test_set)
+        (points, labels), (test_points, test_labels) = train_set, test_set
+        targets, test_targets = disk.encode(labels), disk.encode(test_labels)
+        state, losses = train_epoch(state, points, targets, key)
+        evaluate = functools.partial(disk.evaluate, model, state.params)
+        metrics = (
+            *evaluate(points, targets, labels),
+            *evaluate(test_points, test_targets, test_labels),
+        )
         finite = jnp.isfinite(jnp.sum(losses) + metrics[0] + metrics[2])
         return state, metrics, finite
 
     train_set, test_set, state, epoch_key = start(options.seed)
     if not options.quiet:
         print(describe(options, state.params, num_steps), flush=True)
+    table = []
     problem, status = None, 0
     with (
         open(options.output / "metrics.csv", "w", newline="") as file,
@@ -137,7 +107,8 @@ def train(options):
             for epoch in range(1, num_epochs + 1):
                 new_state, *results = run_epoch(state, train_set, test_set, epoch_key, epoch)
                 metrics, finite = jax.device_get(results)
-                writer.writerow([epoch, *(f"{metric:.8g}" for metric in metrics)])
+                writer.writerow([epoch, *disk.format_metrics(*metrics)])
+                table.append(metrics)
                 if not finite:
                     problem = f"the loss is not finite in epoch {epoch}: lower --learning-rate"
                     status = 1
@@ -151,6 +122,7 @@ def train(options):
         except KeyboardInterrupt:
             problem, status = f"interrupted in epoch {epoch}", 130
     fnn.save(options.output / "params.npz", state.params)
+    draw(options, model, state.params, table, train_set, test_set)
     if problem:
         print(f"train_disk.py: {problem}; {options.output} has the results so far", file=sys.stderr)
         return status
@@ -162,13 +134,33 @@ def train(options):
     return 0
 
 
+def draw(options, model, params, table, train_set, test_set):
+    """Write the figures; table has a row (train loss, accuracy, test loss, accuracy) an epoch."""
+    names = [options.activation] * len(options.hidden)
+    train_loss, train_accuracy, test_loss, test_accuracy = zip(*table, strict=True)
+    panels = [
+        (
+            y_label,
+            [figures.Curve("training points", train), figures.Curve("test points", test)],
+        )
+        for y_label, train, test in (
+            ("MSE", train_loss, test_loss),
+            ("accuracy, %", train_accuracy, test_accuracy),
+        )
+    ]
+    points, labels = (array.tolist() for array in train_set)
+    drawn = (
+        figures.disk_data(points, labels, disk.CENTER, disk.RADIUS),
+        figures.network(params, [*names, "sigmoid"]),
+        figures.learning_curves(panels, f"Training, seed {options.seed}"),
+        disk.draw_decision_regions(model, params, *test_set),
+    )
+    for name, text in zip(FIGURES, drawn, strict=True):
+        (options.output / name).write_text(text)
+
+
 def main(arguments=None):
-    options = parse_options(arguments)
-    try:
-        return train(options)
-    except (OSError, jax.errors.JaxRuntimeError) as error:
-        print(f"train_disk.py: {error}", file=sys.stderr)
-        return 1
+    return run(train, parse_options(arguments))
 
 
 if __name__ == "__main__":

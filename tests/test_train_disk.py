@@ -2,13 +2,17 @@
 
 import csv
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree
 
+import disk
 import jax
 import pytest
+import train_disk
 
 import fnn
 
@@ -72,13 +76,21 @@ def test_metrics_have_a_row_an_epoch(default_run):
 
 
 def test_parameters_are_those_of_the_trained_network(default_run):
-    sys.path.insert(0, str(SCRIPT.parent))
-    from train_disk import make_network
-
-    model = make_network([25, 25, 25], "leaky_relu")
+    model = disk.make_network([25, 25, 25], "leaky_relu")
     params = fnn.load(default_run[1] / "params.npz", model.init(jax.random.key(1)))
     points, labels = fnn.sample_disk(jax.random.key(12345), 2000)
     assert fnn.accuracy(fnn.predict(model, params, points), labels) > 0.97
+
+
+def test_figures_are_drawn(default_run):
+    for name in train_disk.FIGURES:
+        root = xml.etree.ElementTree.parse(default_run[1] / name).getroot()
+        assert root.tag.endswith("svg")
+    regions = (default_run[1] / "decision_regions.svg").read_text()
+    wrong = 1000 - round(1000 * float(rows(default_run[1])[-1]["test_accuracy"]))
+    assert sum(map(int, re.findall(r"missed: (\d+)", regions))) == wrong > 0
+    network = (default_run[1] / "network.svg").read_text()
+    assert "The network 2-25-25-25-2" in network
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
@@ -145,11 +157,8 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.items(), ids=BAD.keys())
 def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
-    sys.path.insert(0, str(SCRIPT.parent))
-    from train_disk import main
-
     with pytest.raises(SystemExit) as exit_info:
-        main(arguments.split())
+        train_disk.main(arguments.split())
     assert exit_info.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""

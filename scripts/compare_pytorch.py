@@ -1,0 +1,298 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["fnn", "jax", "torch"]
+#
+# [tool.uv.sources]
+# fnn = { path = "..", editable = true }
+# ///
+"""Train the disk network in fnn and in PyTorch, from the same parameters on the same batches."""
+
+import csv
+import json
+import pathlib
+import sys
+import time
+from itertools import pairwise
+
+import disk
+import figures
+import jax
+import jax.numpy as jnp
+from command_line import Parser, nonnegative_float, run, seed
+
+import fnn
+
+FILES = ["comparison.csv", "curves.svg"]
+
+
+def parse_options(arguments=None):
+    parser = Parser(
+        "Train the disk network in fnn and in PyTorch, from the same initial parameters on the "
+        "same batches in the same order, and compare them. Losses reported are means over all "
+        "elements. PyTorch is needed here and nowhere else in fnn."
+    )
+    option = parser.add_argument
+    option("--seed", type=seed, default=0, help="of data, parameters and batches")
+    option("--rates", type=nonnegative_float, nargs="+", default=[0.01], help="learning rates")
+    option("--torch-rate", type=nonnegative_float, help="PyTorch's rate, if not fnn's")
+    option("--torch-reduction", choices=disk.REDUCTIONS, help="PyTorch's reduction, if not fnn's")
+    option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
+    disk.add_encoding_option(parser)
+    disk.add_training_options(
+        parser,
+        epochs=150,
+        batch_size=1,
+        schedule="constant",
+        reduction="batchmean",
+        output="runs/compare",
+    )
+    option(
+        "--record",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="train nothing, but write the PyTorch trajectories that the tests hold fnn to",
+    )
+    options = parser.parse_args(arguments)
+    if options.batch_size > options.train_size:
+        parser.error(
+            f"argument --batch-size: expected at most the {options.train_size} training points, "
+            f"got {options.batch_size}"
+        )
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        parser.error("PyTorch is not installed; 'pip install torch' installs it")
+    if options.record is None:
+        parser.check_output(options.output, FILES)
+    return options
+
+
+def compare(options):
+    """Train in both frameworks at every rate, and report. Returns the exit status."""
+    if options.record is not None:
+        options.record.write_text(record_trajectories())
+        return 0
+    widths = "-".join(map(str, [2, *options.hidden, 2]))
+    print(
+        f"network {widths}, {options.activation}, {options.dtype}; {options.encoding} targets; "
+        f"seed {options.seed}\n{options.epochs} epochs, batch size {options.batch_size}, "
+        f"momentum {options.momentum:g}, weight decay {options.weight_decay:g}"
+    )
+    panels = ("training MSE", []), ("training accuracy, %", [])
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in names]
+    with (
+        jax.enable_x64(options.dtype == "float64"),
+        open(options.output / "comparison.csv", "w", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["learning_rate", "epoch", *columns, "largest_difference"])
+        for rate in options.rates:
+            for framework, history in zip(
+                ("fnn", "PyTorch"), compare_at(options, rate, writer), strict=True
+            ):
+                label, dashed = f"{framework}, rate {rate:g}", framework == "PyTorch"
+                losses, accuracies, _, _ = zip(*history, strict=True)
+                panels[0][1].append(figures.Curve(label, losses, dashed=dashed))
+                panels[1][1].append(figures.Curve(label, accuracies, dashed=dashed))
+    title = f"Training in both frameworks, seed {options.seed}"
+    (options.output / "curves.svg").write_text(figures.learning_curves(panels, title))
+    return 0
+
+
+def compare_at(options, rate, writer):
+    """Train at one learning rate; a list of rows of four metrics, one an epoch, for each."""
+    import torch
+
+    num_steps = disk.count_steps(options, options.train_size)
+    model = disk.make_network(options.hidden, options.activation)
+    loss = fnn.MSELoss(options.reduction)
+    optimizer = disk.make_optimizer(options, rate, num_steps)
+    train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
+    evaluate = jax.jit(lambda params, data: disk.evaluate(model, params, *data))
+
+    @jax.jit
+    def start(seed):
+        train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
+        data = []
+        for key, size in ((train_key, options.train_size), (test_key, options.test_size)):
+            points, labels = fnn.sample_disk(key, size, dtype=options.dtype)
+            targets = disk.encode(labels, options.encoding).astype(options.dtype)
+            data.append((points, targets, labels))
+        params = jax.tree.map(lambda leaf: leaf.astype(options.dtype), model.init(init_key))
+        return fnn.TrainState(params, optimizer.init(params)), data, epoch_key
+
+    @jax.jit
+    def shuffle(train, key, epoch):
+        points, targets, _ = train
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), options.train_size)
+        return points[order], targets[order]
+
+    @jax.jit
+    def largest_difference(params, others):
+        pairs = zip(jax.tree.leaves(params), others, strict=True)
+        return jnp.max(jnp.stack([jnp.max(jnp.abs(a - b)) for a, b in pairs]))
+
+    torch.set_num_threads(1)  # its fastest on a network this small
+    state, data, key = start(options.seed)
+    torch_data = [to_torch(part) for part in data]
+    weights = to_torch(jax.tree.leaves(state.params))
+    network = torch_network(options.hidden, options.activation, weights)
+    torch_rate = rate if options.torch_rate is None else options.torch_rate
+    torch_reduction = options.torch_reduction or options.reduction
+    torch_optimizer = torch.optim.SGD(
+        network.parameters(), 0.0, options.momentum, weight_decay=options.weight_decay
+    )
+    schedule = disk.make_schedule(options, torch_rate, num_steps)
+    torch_rates = iter(jax.vmap(schedule)(jnp.arange(num_steps)).tolist())
+
+    def torch_epoch(points, targets):
+        batches = zip(*(a.split(options.batch_size) for a in (points, targets)), strict=True)
+        for (x, target), rate in zip(batches, torch_rates, strict=False):
+            for group in torch_optimizer.param_groups:
+                group["lr"] = rate
+            torch_step(network, torch_optimizer, torch_reduction, x, target)
+
+    jax.block_until_ready(train_epoch(state, *shuffle(data[0], key, 0)))  # compile, untimed
+    histories, seconds = ([], []), [0.0, 0.0]
+    print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
+    print(f"PyTorch: learning rate {torch_rate:g}, reduction {torch_reduction}")
+    for epoch in range(1, options.epochs + 1):
+        batches = jax.block_until_ready(shuffle(data[0], key, epoch))
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(train_epoch(state, *batches))
+        seconds[0] += time.perf_counter() - started
+        batches = to_torch(batches)
+        started = time.perf_counter()
+        torch_epoch(*batches)
+        seconds[1] += time.perf_counter() - started
+        for history, metrics in (
+            (histories[0], [m for part in data for m in evaluate(state.params, part)]),
+            (histories[1], [m for part in torch_data for m in torch_evaluate(network, *part)]),
+        ):
+            history.append([float(metric) for metric in metrics])
+        others = [jnp.asarray(p.detach().numpy()) for p in network.parameters()]
+        difference = largest_difference(state.params, others)
+        rows = [disk.format_metrics(*history[-1]) for history in histories]
+        writer.writerow([rate, epoch, *rows[0], *rows[1], f"{difference:.3g}"])
+        print(f"epoch {epoch}/{options.epochs}  largest parameter difference {difference:.2e}")
+
+    print("\nframework  training loss  accuracy   test loss  accuracy   training time")
+    for framework, history, spent in zip(("fnn", "PyTorch"), histories, seconds, strict=True):
+        train_loss, train_accuracy, test_loss, test_accuracy = history[-1]
+        print(
+            f"{framework:<9}  {train_loss:13.5f}  {train_accuracy:8.2%}  {test_loss:10.5f}  "
+            f"{test_accuracy:8.2%}  {spent:12.3f} s"
+        )
+    print(f"PyTorch's time / fnn's: {seconds[1] / seconds[0]:.1f}", flush=True)
+    return histories
+
+
+def to_torch(arrays):
+    """JAX arrays as torch tensors."""
+    import torch
+
+    return [torch.tensor(jax.device_get(array)) for array in arrays]
+
+
+def torch_network(hidden, activation, weights):
+    """torch.nn's counterpart of disk.make_network, with the given tensors W, b, W, b, ..."""
+    import torch
+
+    kinds = {
+        "tanh": torch.nn.Tanh,
+        "relu": torch.nn.ReLU,
+        "leaky_relu": torch.nn.LeakyReLU,
+        "sigmoid": torch.nn.Sigmoid,
+    }
+    layers = []
+    for dim_in, dim_out in pairwise([2, *hidden, 2]):
+        linear = torch.nn.Linear(dim_in, dim_out, dtype=weights[0].dtype)
+        layers += [linear, kinds[activation]()]
+    network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid())
+    with torch.no_grad():
+        for parameter, weight in zip(network.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+    return network
+
+
+def torch_step(network, optimizer, reduction, x, target):
+    """One step of PyTorch's; returns the loss before it."""
+    from torch.nn.functional import mse_loss
+
+    optimizer.zero_grad()
+    summed = reduction == "batchmean"
+    loss = mse_loss(network(x), target, reduction="sum" if summed else reduction)
+    loss = loss / len(x) if summed else loss
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def torch_evaluate(network, points, targets, labels):
+    """Mean squared error over all elements, and accuracy."""
+    import torch
+    from torch.nn.functional import mse_loss
+
+    with torch.no_grad():
+        scores = network(points)
+        return mse_loss(scores, targets), (scores.argmax(dim=-1) == labels).float().mean()
+
+
+def record_trajectories():
+    """PyTorch's losses and parameters over a few steps in float64, for many settings, as JSON.
+
+    JSON's numbers are the shortest texts that give the same float64 back.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    widths, num_steps, batch_size = [2, 5, 4, 2], 6, 3
+    initial = [
+        torch.randn(shape, dtype=torch.float64)
+        for dim_in, dim_out in pairwise(widths)
+        for shape in ((dim_out, dim_in), (dim_out,))
+    ]
+    batches = [
+        [torch.rand(batch_size, 2, dtype=torch.float64) for _ in ("x", "target")]
+        for _ in range(num_steps)
+    ]
+    plain = {
+        "activation": "leaky_relu",
+        "reduction": "mean",
+        "momentum": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+    }
+    changes = [{"activation": name} for name in disk.ACTIVATIONS]
+    changes += [{"reduction": name} for name in ("sum", "batchmean")]
+    changes += [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.1}]
+    changes += [{"momentum": 0.5, "nesterov": True, "weight_decay": 0.01, "activation": "tanh"}]
+    lines = []
+    for change in changes:
+        case = plain | change
+        network = torch_network(widths[1:-1], case["activation"], initial)
+        options = {name: case[name] for name in ("momentum", "nesterov", "weight_decay")}
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, **options)
+        losses, params = [], {}
+        for step, (x, target) in enumerate(batches, 1):
+            losses.append(torch_step(network, optimizer, case["reduction"], x, target).item())
+            if step in (1, 3, num_steps):
+                params[step] = [parameter.tolist() for parameter in network.parameters()]
+        lines.append(json.dumps({**case, "losses": losses, "params": params}))
+    head = {
+        "torch": torch.__version__,
+        "widths": widths,
+        "learning_rate": 0.1,
+        "initial": [weight.tolist() for weight in initial],
+        "batches": [[x.tolist(), target.tolist()] for x, target in batches],
+    }
+    return json.dumps(head)[:-1] + ', "cases": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def main(arguments=None):
+    return run(compare, parse_options(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What the scripts on the disk task share: options, network, targets, figures, statistics."""
+
+import functools
+import math
+import pathlib
+import statistics
+from itertools import pairwise
+
+import figures
+import jax
+import jax.numpy as jnp
+from command_line import nonnegative_float, positive_int
+
+import fnn
+
+CENTER, RADIUS = (0.5, 0.5), 1 / math.sqrt(2 * math.pi)
+ACTIVATIONS = {
+    "tanh": fnn.Tanh,
+    "relu": fnn.ReLU,
+    "leaky_relu": fnn.LeakyReLU,
+    "sigmoid": fnn.Sigmoid,
+}
+REDUCTIONS = ("mean", "sum", "batchmean")
+
+
+def add_training_options(
+    parser, *, epochs: int, batch_size: int, schedule: str, reduction: str, output: str
+) -> None:
+    """Adds the options that every script on the disk has, with the script's own defaults."""
+    option = parser.add_argument
+    option("--epochs", type=positive_int, default=epochs, help="passes over the training points")
+    option("--batch-size", type=positive_int, default=batch_size, help="points a step")
+    option(
+        "--schedule",
+        choices=("cosine", "constant"),
+        default=schedule,
+        help="the learning rate falls to 0 along half a cosine, or is constant",
+    )
+    option("--momentum", type=nonnegative_float, default=0.0, help="of SGD")
+    option("--weight-decay", type=nonnegative_float, default=0.0, help="of SGD")
+    option("--hidden", type=positive_int, nargs="+", default=[25, 25, 25], help="layer widths")
+    option("--activation", choices=ACTIVATIONS, default="leaky_relu", help="of the hidden layers")
+    option(
+        "--reduction",
+        choices=REDUCTIONS,
+        default=reduction,
+        help="of the squared errors in the loss trained on",
+    )
+    option("--train-size", type=positive_int, default=1000, help="training points")
+    option("--test-size", type=positive_int, default=1000, help="test points")
+    option("--output", type=pathlib.Path, default=output, help="folder for the results")
+
+
+def add_encoding_option(parser) -> None:
+    parser.add_argument(
+        "--encoding",
+        choices=("one-hot", "report"),
+        default="one-hot",
+        help="targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]",
+    )
+
+
+def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
+    """Targets (n, 2) for labels (n,)."""
+    one_hot = jax.nn.one_hot(labels, 2)
+    return one_hot.at[:, 0].set(0) if encoding == "report" else one_hot
+
+
+def make_network(hidden: list[int], activation: str) -> fnn.Layer:
+    """Linear layers 2-hidden-2, the activation between them, a Sigmoid at the end."""
+    layers = []
+    for dim_in, dim_out in pairwise([2, *hidden, 2]):
+        layers += [fnn.Linear(dim_in, dim_out), ACTIVATIONS[activation]()]
+    return fnn.Sequential(*layers[:-1], fnn.Sigmoid())
+
+
+def count_steps(options, num_examples: int) -> int:
+    return options.epochs * math.ceil(num_examples / options.batch_size)
+
+
+def make_schedule(options, learning_rate, num_steps: int):
+    """step -> rate, as the options say; the learning rate may be traced."""
+    if options.schedule == "cosine":
+        return fnn.cosine_decay(learning_rate, num_steps)
+    return fnn.constant(learning_rate)
+
+
+def make_optimizer(options, learning_rate, num_steps: int) -> fnn.Optimizer:
+    """SGD as the options say; the learning rate may be traced."""
+    schedule = make_schedule(options, learning_rate, num_steps)
+    return fnn.sgd(schedule, options.momentum, weight_decay=options.weight_decay)
+
+
+def evaluate(model: fnn.Layer, params, points, targets, labels):
+    """Mean squared error over all elements, and accuracy."""
+    scores = fnn.predict(model, params, points)
+    mse, _ = fnn.MSELoss().forward(scores, targets)
+    return mse, fnn.accuracy(scores, labels)
+
+
+def format_metrics(train_loss, train_accuracy, loss, accuracy) -> list[str]:
+    """The metrics as they are written to CSV files, accuracies without float32's last digits."""
+    return [f"{train_loss:.8g}", f"{train_accuracy:.6g}", f"{loss:.8g}", f"{accuracy:.6g}"]
+
+
+def draw_decision_regions(model: fnn.Layer, params, points, labels) -> str:
+    """The figure of what the network says over the unit square, and of its mistakes."""
+    cells = (jnp.arange(200) + 0.5) / 200
+    grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
+    inside = jnp.argmax(fnn.predict(model, params, grid), axis=-1) == 1
+    wrong = jnp.argmax(fnn.predict(model, params, points), axis=-1) != labels
+    mistakes, their_labels = points[wrong].tolist(), labels[wrong].tolist()
+    return figures.decision_regions(inside.tolist(), mistakes, their_labels, CENTER, RADIUS)
+
+
+def confidence_interval(values: list[float]) -> tuple[float, float]:
+    """The mean and the half-width of its 95 % interval by Student's t.
+
+    The half-width is nan for one value alone and where a value is not finite.
+    """
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2 or not math.isfinite(mean):
+        return mean, math.nan
+    return mean, _student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)
+
+
+@functools.cache
+def _student_t(freedom: int) -> float:
+    """The t with P(|T| > t) = 0.05, by bisection."""
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        t = (low + high) / 2
+        tail = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + t * t))
+        low, high = (t, high) if tail > 0.05 else (low, t)
+    return t

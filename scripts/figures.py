@@ -1,0 +1,292 @@
+"""Figures as SVG text: data, network, learning curves, decision regions.
+
+Each figure has a white ground of its own, so that it can be read on light and dark pages, and
+colours from Okabe and Ito's palette, which the colour-blind can tell apart.
+"""
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
+)  # fmt: skip
+INK, FAINT = "#222222", "#dddddd"
+SERIES_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+Point = tuple[float, float]
+
+
+class Curve(NamedTuple):
+    """One line of learning_curves: a value an epoch, and a band around it where there is one."""
+
+    label: str
+    values: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    dashed: bool = False
+
+
+def disk_data(points, labels, center: Point, radius: float) -> str:
+    """The points of the unit square, by label, and the disk that labels them.
+
+    points is a sequence of (x, y), labels one of 0 and 1.
+    """
+    place, frame = _axes(60, 40, 400, 400, (0, 1), (0, 1), "x₁", "x₂", "Training points")
+    by_label = _places_by_label(place, points, labels)
+    marks = [_dots(by_label[0], SKY, 4.5), _dots(by_label[1], BLUE, 4.5)]
+    marks.append(_circle(place, center, radius))
+    entries = [
+        (_dots([(0, 0)], BLUE, 8), "inside: label 1"),
+        (_dots([(0, 0)], SKY, 8), "outside: label 0"),
+        (_line([(-9, 0), (9, 0)], INK), "the disk"),
+    ]
+    return _figure(630, 500, "The disk data set", [*frame, *marks, _legend(480, 60, entries)])
+
+
+def decision_regions(
+    scores: Sequence[Sequence[bool]], mistakes, labels, center: Point, radius: float
+) -> str:
+    """Where the network says inside, and the test points of which it is wrong.
+
+    scores[i][j] says whether the network puts the centre of cell (column j, row i from below) of
+    an even grid over the unit square inside. mistakes is a sequence of points, labels theirs.
+    """
+    place, frame = _axes(60, 40, 400, 400, (0, 1), (0, 1), "x₁", "x₂", "Decision regions")
+    (left, bottom), (right, top) = place(0, 0), place(1, 1)
+    cell = (right - left) / len(scores)
+    runs = []
+    for row, inside in enumerate(scores):
+        edges = [0, *(j for j in range(1, len(inside)) if inside[j] != inside[j - 1]), len(inside)]
+        y = bottom - (row + 1) * cell
+        runs += [
+            f"M{left + start * cell:.2f} {y:.2f}h{(stop - start) * cell:.2f}v{cell:.2f}H"
+            f"{left + start * cell:.2f}z"
+            for start, stop in pairwise(edges)
+            if inside[start]
+        ]
+    by_label = _places_by_label(place, mistakes, labels)
+    marks = [
+        f'<rect x="{left}" y="{top}" width="400" height="400" fill="{SKY}" fill-opacity=".15"/>',
+        f'<path d="{"".join(runs)}" fill="{BLUE}" fill-opacity=".45" '
+        'shape-rendering="crispEdges"/>',
+        _circle(place, center, radius),
+        *(_cross(at, VERMILLION) for at in by_label[1]),
+        *(_ring(at, VERMILLION) for at in by_label[0]),
+    ]
+    entries = [
+        (_square(BLUE, 0.45), "network: inside"),
+        (_square(SKY, 0.15), "network: outside"),
+        (_line([(-9, 0), (9, 0)], INK), "the disk"),
+        (_cross((0, 0), VERMILLION), f"inside, missed: {len(by_label[1])}"),
+        (_ring((0, 0), VERMILLION), f"outside, missed: {len(by_label[0])}"),
+    ]
+    body = [*frame[:-1], *marks, frame[-1], _legend(480, 60, entries)]
+    return _figure(630, 500, "Decision regions and misclassified test points", body)
+
+
+def network(params: Any, activations: Sequence[str]) -> str:
+    """The network's units and weights, from the shapes of its params.
+
+    params is a Sequential's: its entries {"W": (dim_out, dim_in), ...} are the layers drawn.
+    activations names what follows each.
+    """
+    shapes = [entry["W"].shape for entry in params if isinstance(entry, dict) and "W" in entry]
+    widths = [shapes[0][1], *(dim_out for dim_out, _ in shapes)]
+    gap, height, most = 150, 380, 25
+    columns = []
+    for index, width in enumerate(widths):
+        shown = min(width, most)
+        step = min(26, (height - 60) / shown)
+        columns.append(
+            [(60 + index * gap, height / 2 + (i - (shown - 1) / 2) * step) for i in range(shown)]
+        )
+    body = []
+    for start, end in pairwise(columns):
+        path = "".join(f"M{a} {b:.1f}L{c} {d:.1f}" for a, b in start for c, d in end)
+        body.append(f'<path d="{path}" stroke="{INK}" stroke-opacity=".18" stroke-width=".5"/>')
+    names = ["input", *activations]
+    for index, (units, width, name) in enumerate(zip(columns, widths, names, strict=True)):
+        color = SKY if index == 0 else VERMILLION if index == len(widths) - 1 else BLUE
+        x = units[0][0]
+        body.append(_dots(units, color, min(10, (height - 60) / len(units) * 0.8)))
+        unit = f"{width} units" if width <= most else f"{width} units, {most} drawn"
+        body += [_text(x, height, unit), _text(x, height + 18, name, color=color)]
+    for index, (dim_out, dim_in) in enumerate(shapes):
+        body.append(_text(60 + (index + 0.5) * gap, 24, f"W {dim_out} by {dim_in}, b {dim_out}"))
+    title = f"The network {'-'.join(map(str, widths))}"
+    return _figure(120 + gap * len(shapes), height + 34, title, body)
+
+
+def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -> str:
+    """Values over epochs, a panel for each (y label, curves); labels ending in % are fractions.
+
+    A panel of losses, which are positive, has a logarithmic axis; one of fractions a linear one.
+    """
+    body = []
+    for index, (y_label, curves) in enumerate(panels):
+        fractions = y_label.endswith("%")
+        numbers = [
+            100 * value if fractions else value
+            for curve in curves
+            for value in (*curve.values, *curve.low, *curve.high)
+            if math.isfinite(value) and (fractions or value > 0)
+        ] or [1, 10]
+        low, high = min(numbers), max(numbers)
+        low, high = (low - 1, 100) if fractions else (low / 1.1, high * 1.1)
+        epochs = max(len(curve.values) for curve in curves)
+        place, frame = _axes(
+            70 + 420 * index, 40, 330, 270, (0, epochs), (low, high), "epoch", y_label, "",
+            log=not fractions,
+        )  # fmt: skip
+        scale = 100 if fractions else 1
+        body += frame
+        for color, curve in zip(_cycle(len(curves)), curves, strict=True):
+
+            def line(values, low=low, scale=scale, place=place):
+                return [
+                    place(epoch, max(low, scale * value))
+                    for epoch, value in enumerate(values, 1)
+                    if math.isfinite(value)
+                ]
+
+            if curve.low:
+                body.append(_band([*line(curve.low), *reversed(line(curve.high))], color))
+            body.append(_line(line(curve.values), color, dashed=curve.dashed))
+    entries = [
+        (_line([(-12, 0), (12, 0)], color, dashed=curve.dashed), curve.label)
+        for color, curve in zip(_cycle(len(panels[0][1])), panels[0][1], strict=True)
+    ]
+    columns = [_legend(80 + 260 * (i % 3), 380 + 22 * (i // 3), [e]) for i, e in enumerate(entries)]
+    height = 400 + 22 * ((len(entries) - 1) // 3)
+    body.append(_text(420, 22, title, size=15))
+    return _figure(840, height, title, [*body, *columns])
+
+
+def _places_by_label(place, points, labels):
+    """For each label, 0 and 1, the places of its points."""
+    pairs = [(place(*point), label) for point, label in zip(points, labels, strict=True)]
+    return [[at for at, label in pairs if label == wanted] for wanted in (0, 1)]
+
+
+def _cycle(count):
+    return [SERIES_COLORS[i % len(SERIES_COLORS)] for i in range(count)]
+
+
+def _axes(
+    left, top, width, height, x_range, y_range, x_label, y_label, title, log=False
+) -> tuple[Callable[[float, float], Point], list[str]]:
+    """place(x, y), which gives a point's pixels, and the frame: grid, ticks, labels, border."""
+    bend = math.log if log else float
+
+    def fraction(value, low, high, bend=float):
+        return (bend(value) - bend(low)) / (bend(high) - bend(low))
+
+    def place(x, y):
+        return (
+            round(left + width * fraction(x, *x_range), 2),
+            round(top + height * (1 - fraction(y, *y_range, bend)), 2),
+        )
+
+    bottom = top + height
+    frame = []
+    for tick in _ticks(*x_range):
+        x, _ = place(tick, y_range[0])
+        frame.append(f'<path d="M{x} {top}V{bottom}" stroke="{FAINT}"/>')
+        frame.append(_text(x, bottom + 18, f"{tick:g}", size=12))
+    for tick in _log_ticks(*y_range) if log else _ticks(*y_range):
+        _, y = place(x_range[0], tick)
+        frame.append(f'<path d="M{left} {y}H{left + width}" stroke="{FAINT}"/>')
+        frame.append(_text(left - 7, y + 4, f"{tick:g}", size=12, anchor="end"))
+    middle = top + height / 2
+    frame += [
+        _text(left + width / 2, bottom + 38, x_label),
+        f'<g transform="rotate(-90 {left - 46} {middle})">{_text(left - 46, middle, y_label)}</g>',
+        _text(left + width / 2, top - 14, title, size=15),
+        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" stroke="{INK}" '
+        'fill="none"/>',
+    ]
+    return place, frame
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers from low to high."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high, and their multiples by 2 and 5 where there is room."""
+    factors = (1, 2, 5) if high / low < 1000 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _figure(width: float, height: float, title: str, body: Iterable[str]) -> str:
+    content = "\n".join(body)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img" fill="none" '
+        f'font-family="system-ui, sans-serif">\n<title>{html.escape(title)}</title>\n'
+        f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>\n{content}\n</svg>\n'
+    )
+
+
+def _text(x, y, text, size=13, anchor="middle", color=INK):
+    return (
+        f'<text x="{x}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
+        f'fill="{color}">{html.escape(text)}</text>'
+    )
+
+
+def _legend(x, y, entries):
+    """Pairs (mark drawn around the origin, text), one below the other."""
+    return "".join(
+        f'<g transform="translate({x} {y + 22 * row})">{mark}'
+        f"{_text(18, 4, text, anchor='start')}</g>"
+        for row, (mark, text) in enumerate(entries)
+    )
+
+
+def _dots(places, color, diameter):
+    path = "".join(f"M{x:g} {y:g}h0" for x, y in places)
+    return f'<path d="{path}" stroke="{color}" stroke-width="{diameter:g}" stroke-linecap="round"/>'
+
+
+def _line(places, color, dashed=False):
+    path = " ".join(f"{x:g},{y:g}" for x, y in places)
+    dash = ' stroke-dasharray="6 4"' if dashed else ""
+    return f'<polyline points="{path}" stroke="{color}" stroke-width="1.8"{dash}/>'
+
+
+def _band(places, color):
+    path = " ".join(f"{x:g},{y:g}" for x, y in places)
+    return f'<polygon points="{path}" fill="{color}" fill-opacity=".2"/>'
+
+
+def _circle(place, center, radius):
+    (x, y), (edge, _) = place(*center), place(center[0] + radius, center[1])
+    return f'<circle cx="{x}" cy="{y}" r="{edge - x:.2f}" stroke="{INK}" stroke-width="1.8"/>'
+
+
+def _ring(at, color):
+    x, y = at
+    return f'<circle cx="{x}" cy="{y}" r="4.5" stroke="{color}" stroke-width="2.2"/>'
+
+
+def _cross(at, color):
+    x, y = at
+    path = f"M{x - 4.5:g} {y - 4.5:g}l9 9m0 -9l-9 9"
+    return f'<path d="{path}" stroke="{color}" stroke-width="2.2"/>'
+
+
+def _square(color, opacity):
+    return (
+        f'<rect x="-8" y="-7" width="16" height="14" fill="{color}" fill-opacity="{opacity}" '
+        f'stroke="{INK}" stroke-width=".5"/>'
+    )

@@ -1,0 +1,121 @@
+"""scripts/grid_search.py and scripts/compare_pytorch.py as a user runs them."""
+
+import csv
+import sys
+
+import compare_pytorch
+import disk
+import grid_search
+import jax
+import pytest
+
+import fnn
+
+SMALL = [
+    *("--epochs", "3", "--batch-size", "10", "--hidden", "6"),
+    *("--train-size", "60", "--validation-size", "20", "--test-size", "40"),
+]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    options = [*SMALL, "--rates", "0.1", "1", "--seeds", "3", "--output", str(folder)]
+    assert grid_search.main(options) == 0
+    return folder
+
+
+def test_tables_have_a_row_a_network(small_run):
+    grid, chosen = rows(small_run / "grid.csv"), rows(small_run / "chosen.csv")
+    metrics = ["train_loss", "train_accuracy", "{}_loss", "{}_accuracy"]
+    for table, unseen in ((grid, "validation"), (chosen, "test")):
+        assert list(table[0]) == ["learning_rate", "seed", *(m.format(unseen) for m in metrics)]
+    pairs = [(row["learning_rate"], row["seed"]) for row in grid]
+    assert pairs == [(rate, seed) for rate in ("0.1", "1.0") for seed in "012"]
+    assert [row["seed"] for row in chosen] == list("012")
+    by_rate = {
+        rate: sum(float(r["validation_accuracy"]) for r in grid if r["learning_rate"] == rate)
+        for rate in ("0.1", "1.0")
+    }
+    assert {row["learning_rate"] for row in chosen} == {max(by_rate, key=by_rate.get)}
+    assert (small_run / "curves.svg").exists()
+
+
+def test_one_network_of_the_grid_is_the_one_that_is_trained_alone(small_run):
+    row = rows(small_run / "grid.csv")[5]
+    assert (row["learning_rate"], row["seed"]) == ("1.0", "2")
+    model = disk.make_network([6], "leaky_relu")
+    optimizer = fnn.sgd(1.0)
+    train_key, _, init_key, epoch_key = jax.random.split(jax.random.key(2), 4)
+    points, labels = fnn.sample_disk(train_key, 60)
+    targets = disk.encode(labels)
+    epoch = fnn.make_train_epoch(model, fnn.MSELoss("batchmean"), optimizer, 10)
+    state = fnn.init_train_state(model, optimizer, init_key)
+    for number in (1, 2, 3):
+        key = jax.random.fold_in(epoch_key, number)
+        state, _ = epoch(state, points[:40], targets[:40], key)
+    for name, part in (("train", slice(40)), ("validation", slice(40, 60))):
+        parts = points[part], targets[part], labels[part]
+        loss, accuracy = disk.evaluate(model, state.params, *parts)
+        assert float(row[f"{name}_loss"]) == pytest.approx(float(loss), rel=1e-4)
+        assert float(row[f"{name}_accuracy"]) == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def test_chunks_change_nothing(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid_search, "MOST_AT_ONCE", 4)
+    options = [*SMALL, "--rates", "0.1", "1", "--seeds", "3", "--output", str(tmp_path)]
+    assert grid_search.main(options) == 0
+    for name in ("grid.csv", "chosen.csv"):
+        for row, expected in zip(rows(tmp_path / name), rows(small_run / name), strict=True):
+            for column, value in row.items():
+                assert float(value) == pytest.approx(float(expected[column]), rel=1e-4)
+
+
+def test_the_report_encoding_and_standardized_inputs_run(tmp_path):
+    options = [*SMALL, "--rates", "0.1", "--seeds", "1", "--output", str(tmp_path)]
+    assert grid_search.main([*options, "--encoding", "report", "--standardize"]) == 0
+
+
+def test_rates_without_finite_losses_are_never_chosen(tmp_path, capsys):
+    options = [*SMALL, "--seeds", "2", "--output", str(tmp_path), "--hidden", "6", "6", "6"]
+    assert grid_search.main([*options, "--rates", "1e30", "0.1"]) == 0
+    assert {row["learning_rate"] for row in rows(tmp_path / "chosen.csv")} == {"0.1"}
+    assert grid_search.main([*options, "--rates", "1e30"]) == 1
+    assert "no rate has finite losses: lower --rates" in capsys.readouterr().err
+
+
+BAD = {
+    "--rates": "argument --rates: expected at least one argument",
+    "--rates 0.1 fast": "argument --rates: expected a finite number of at least 0, got 'fast'",
+    "--rates 0.1 0.1": "argument --rates: expected different rates",
+    "--seeds 0": "argument --seeds: expected an integer from 1",
+    "--validation-size 1000": "argument --validation-size: expected at most 999",
+    "--batch-size 900 --validation-size 200": "argument --validation-size: expected at most 100",
+    "--encoding binary": "argument --encoding: invalid choice: 'binary'",
+    "--output /dev/null": "argument --output: cannot write in /dev/null",
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.items(), ids=BAD.keys())
+def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        grid_search.main(arguments.split())
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_without_pytorch_the_comparison_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit) as exit_info:
+        compare_pytorch.main([])
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert "PyTorch is not installed; 'pip install torch' installs it" in error
+    assert error.count("\n") == 1
