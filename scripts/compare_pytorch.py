@@ -22,8 +22,6 @@ from command_line import Parser, nonnegative_float, run, seed
 
 import fnn
 
-FILES = ["comparison.csv", "curves.svg"]
-
 
 def parse_options(arguments=None):
     parser = Parser(
@@ -63,7 +61,8 @@ def parse_options(arguments=None):
     except ImportError:
         parser.error("PyTorch is not installed; 'pip install torch' installs it")
     if options.record is None:
-        parser.check_output(options.output, FILES)
+        figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
+        parser.check_output(options.output, ["comparison.csv", *figure_names])
     return options
 
 
@@ -78,7 +77,6 @@ def compare(options):
         f"seed {options.seed}\n{options.epochs} epochs, batch size {options.batch_size}, "
         f"momentum {options.momentum:g}, weight decay {options.weight_decay:g}"
     )
-    panels = ("training MSE", []), ("training accuracy, %", [])
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in names]
     with (
@@ -88,15 +86,19 @@ def compare(options):
         writer = csv.writer(file)
         writer.writerow(["learning_rate", "epoch", *columns, "largest_difference"])
         for rate in options.rates:
-            for framework, history in zip(
-                ("fnn", "PyTorch"), compare_at(options, rate, writer), strict=True
+            fnn_history, torch_history = compare_at(options, rate, writer)
+            panels = []
+            for y_label, ours, theirs in zip(
+                ("training MSE", "training accuracy, %"),
+                zip(*fnn_history, strict=True),
+                zip(*torch_history, strict=True),
+                strict=False,
             ):
-                label, dashed = f"{framework}, rate {rate:g}", framework == "PyTorch"
-                losses, accuracies, _, _ = zip(*history, strict=True)
-                panels[0][1].append(figures.Curve(label, losses, dashed=dashed))
-                panels[1][1].append(figures.Curve(label, accuracies, dashed=dashed))
-    title = f"Training in both frameworks, seed {options.seed}"
-    (options.output / "curves.svg").write_text(figures.learning_curves(panels, title))
+                curves = figures.Curve("fnn", ours), figures.Curve("PyTorch", theirs, dashed=True)
+                panels.append((y_label, curves))
+            title = f"Training in both frameworks, learning rate {rate:g}, seed {options.seed}"
+            svg = figures.learning_curves(panels, title)
+            (options.output / f"curves_{rate:g}.svg").write_text(svg)
     return 0
 
 
