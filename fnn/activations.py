@@ -23,6 +23,8 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
         ValueError: negative_slope is negative or not a finite number. A traced one passes.
     """
     check_nonnegative("LeakyReLU", "negative_slope", negative_slope)
+    if not isinstance(negative_slope, jax.core.Tracer) and negative_slope == 0:
+        return ReLU()  # 0 * -inf is not a number
 
     def scaled(values):
         return jnp.asarray(negative_slope, values.dtype) * values
@@ -35,10 +37,7 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
 
 
 def Tanh() -> Layer:
-    """y = tanh(x); dx = dy (1 - y)(1 + y). Any shape; params ().
-
-    The two factors do not cancel near |y| = 1, where 1 - y^2 would.
-    """
+    """y = tanh(x); dx = dy (1 - y)(1 + y). Any shape; params ()."""
     return _elementwise("Tanh()", jnp.tanh, lambda y, dy: dy * (1 - y) * (1 + y))
 
 

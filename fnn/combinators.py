@@ -2,7 +2,7 @@
 
 import jax
 
-from fnn.layer import Layer, where
+from fnn.layer import Layer, note_on_error
 
 
 def Sequential(*layers: Layer) -> Layer:
@@ -38,7 +38,7 @@ def Sequential(*layers: Layer) -> Layer:
         residuals = []
         for index, layer in enumerate(layers):
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            with where(f"in layer {index} of Sequential, forward"):
+            with note_on_error(f"in layer {index} of Sequential, forward"):
                 x, kept = layer.forward(params[index], x, layer_key)
             residuals.append(kept)
         return x, tuple(residuals)
@@ -48,7 +48,7 @@ def Sequential(*layers: Layer) -> Layer:
         check_length("residuals", residuals)
         grads = []
         for index in reversed(range(len(layers))):
-            with where(f"in layer {index} of Sequential, backward"):
+            with note_on_error(f"in layer {index} of Sequential, backward"):
                 grad, dy = layers[index].backward(params[index], residuals[index], dy)
             grads.append(grad)
         return tuple(reversed(grads)), dy

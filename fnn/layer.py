@@ -17,13 +17,12 @@ key         randomness, for layers that need it; None means evaluation. A layer 
 
 Layers work on (..., features), so that one example without a batch axis is legal. Arithmetic
 runs in x's dtype, with params converted to it, and y has that dtype; products and sums of
-16-bit numbers accumulate in float32. Whatever has the wrong shape is refused with a ValueError
-while the program is traced, before any arithmetic.
+16-bit numbers accumulate in float32. A layer refuses what has the wrong shape with a ValueError,
+from shapes alone, before it computes anything; under jit that is while the program is traced.
 """
 
 import contextlib
 import math
-import numbers
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -52,9 +51,12 @@ def check_array(
     stands for any number of axes.
     """
     array = jnp.asarray(array)
-    tail = shape[1:] if shape[:1] == (...,) else shape
-    open_ended = len(tail) < len(shape)
-    if (array.shape[max(0, array.ndim - len(tail)) :] if open_ended else array.shape) != tail:
+    if shape[:1] == (...,):
+        num_leading = array.ndim - len(shape) + 1
+        fits = num_leading >= 0 and array.shape[num_leading:] == shape[1:]
+    else:
+        fits = array.shape == shape
+    if not fits:
         pattern = str(shape).replace("Ellipsis", "...")
         raise ValueError(f"{name}: expected {what} of shape {pattern}, got {array.shape}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -62,18 +64,30 @@ def check_array(
     return array if dtype is None else array.astype(dtype)
 
 
-def check_tree(name: str, what: str, tree: Any, shapes: Any) -> None:
-    """Raise ValueError unless `tree` is a pytree of floating arrays of the given `shapes`."""
-    found = jax.tree.map(jnp.shape, tree)
-    if found != shapes:
-        raise ValueError(f"{name}: expected {what} of shapes {shapes}, got {found}")
+def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
+    """Raise ValueError unless `tree` has the structure and shapes of `like`, and is floating.
+
+    `like` is a pytree of arrays, or of jax.ShapeDtypeStruct.
+    """
+    expected, found = (
+        jax.tree.map(lambda leaf: getattr(leaf, "shape", ()), part) for part in (like, tree)
+    )
+    if jax.tree.structure(tree) != jax.tree.structure(like) or found != expected:
+        kind = type(tree).__name__
+        raise ValueError(f"{name}: expected {what} of shapes {expected}, got {found} ({kind})")
     for leaf in jax.tree.leaves(tree):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{name}: expected {what} of a floating dtype, got {leaf.dtype}")
+        dtype = jnp.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{name}: expected {what} of a floating dtype, got {dtype}")
 
 
-def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> int:
-    """`value` as an int; ValueError unless it is an integer from low to high."""
+def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> Any:
+    """`value` as an int, if it is an integer from low to high, else ValueError.
+
+    A traced integer passes as it is.
+    """
+    if isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
+        return value
     try:
         integer = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -85,12 +99,16 @@ def check_integer(name: str, what: str, value: Any, low: int, high: float = math
 
 
 def check_nonnegative(name: str, what: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a finite scalar >= 0; a traced scalar passes."""
-    is_array = isinstance(value, jax.Array)
-    is_scalar = jnp.ndim(value) == 0 if is_array else isinstance(value, numbers.Real)
+    """Raise ValueError unless `value` is a finite real scalar >= 0; a traced one passes."""
+    try:
+        array = jnp.asarray(value)
+        real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+        is_scalar = array.ndim == 0 and real
+    except (TypeError, ValueError, OverflowError):
+        is_scalar = False
     if is_scalar and isinstance(value, jax.core.Tracer):
         return
-    if not is_scalar or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not is_scalar or not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected {what} to be a finite number >= 0, got {value!r}")
 
 
@@ -99,8 +117,14 @@ def accumulation_dtype(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
+def widen(array: Any) -> jax.Array:
+    """`array` in its accumulation dtype."""
+    array = jnp.asarray(array)
+    return array.astype(accumulation_dtype(array.dtype))
+
+
 @contextlib.contextmanager
-def where(place: str) -> Iterator[None]:
+def note_on_error(place: str) -> Iterator[None]:
     """Adds `place` to an exception that passes through, as a note below its message."""
     try:
         yield

@@ -42,17 +42,18 @@ def Linear(
     dim_in = check_integer("Linear", "dim_in", dim_in, 1)
     dim_out = check_integer("Linear", "dim_out", dim_out, 1)
     name = f"Linear({dim_in}, {dim_out})"
-    shapes = {"W": (dim_out, dim_in)} | ({"b": (dim_out,)} if bias else {})
-    initializers = {"W": weight_init, "b": bias_init}
+    like = {"W": jax.ShapeDtypeStruct((dim_out, dim_in), dtype)}
+    if bias:
+        like["b"] = jax.ShapeDtypeStruct((dim_out,), dtype)
 
     def init(key):
-        return {
-            leaf: initializers[leaf](jax.random.fold_in(key, index), shape, dtype)
-            for index, (leaf, shape) in enumerate(shapes.items())
-        }
+        params = {"W": weight_init(jax.random.fold_in(key, 0), (dim_out, dim_in), dtype)}
+        if bias:
+            params["b"] = bias_init(jax.random.fold_in(key, 1), (dim_out,), dtype)
+        return params
 
     def forward(params, x, key=None):
-        check_tree(name, "params", params, shapes)
+        check_tree(name, "params", params, like)
         x = check_array(name, "x", x, (..., dim_in))
         y = _contract(x, params["W"], -1, -1)
         if bias:
@@ -60,7 +61,8 @@ def Linear(
         return y.astype(x.dtype), x
 
     def backward(params, x, dy):
-        check_tree(name, "params", params, shapes)
+        check_tree(name, "params", params, like)
+        x = check_array(name, "residuals", x, (..., dim_in))
         dy = check_array(name, "dy", dy, (*x.shape[:-1], dim_out), x.dtype)
         leading = tuple(range(x.ndim - 1))
         grads = {"W": _contract(dy, x, leading, leading)}

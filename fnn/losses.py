@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import accumulation_dtype, check_array
+from fnn.layer import check_array, widen
 
 
 class Loss(NamedTuple):
@@ -47,10 +47,10 @@ def MSELoss(reduction: str = "mean") -> Loss:
         prediction = check_array("MSELoss", "prediction", prediction, (...,))
         target = check_array("MSELoss", "target", target, prediction.shape, prediction.dtype)
         difference = prediction - target
-        squares = jnp.square(difference.astype(accumulation_dtype(difference.dtype)))
-        return (scale(difference) * jnp.sum(squares)).astype(difference.dtype), difference
+        value = scale(difference) * jnp.sum(jnp.square(widen(difference)))
+        return value.astype(difference.dtype), difference
 
     def backward(difference):
-        return 2 * scale(difference) * difference
+        return (2 * scale(difference) * widen(difference)).astype(difference.dtype)
 
     return Loss(forward, backward)

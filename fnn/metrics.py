@@ -24,4 +24,5 @@ def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
         raise ValueError(f"accuracy: expected labels of an integer dtype, got {labels.dtype}")
     if scores.size == 0:
         raise ValueError(f"accuracy: expected at least one example, got shape {scores.shape}")
-    return jnp.mean(jnp.argmax(scores, axis=-1) == labels)
+    predicted = jnp.argmax(scores, axis=-1)
+    return jnp.mean(predicted == labels.astype(predicted.dtype))

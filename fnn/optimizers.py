@@ -1,12 +1,13 @@
 """Optimizers, pairs of pure functions, and schedules, functions step -> learning rate."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import accumulation_dtype, check_integer, check_nonnegative, check_tree
+from fnn.layer import check_integer, check_nonnegative, check_tree, widen
 
 Schedule = Callable[[Any], Any]
 
@@ -38,7 +39,7 @@ def sgd(
         p = p - rate * (g + momentum * v)         if nesterov
         p = p - rate * v                          otherwise
 
-    Arithmetic runs in the parameter's dtype, 16-bit parameters in float32.
+    Arithmetic runs in the parameter's dtype, or in float32 for 16-bit parameters.
 
     Args:
         learning_rate: a number, a traced array, or a schedule: step -> rate, from step 0.
@@ -62,13 +63,13 @@ def sgd(
         return SGDState(jnp.zeros((), jnp.int32), velocity)
 
     def update(grads, state, params):
-        shapes = jax.tree.map(jnp.shape, params)
-        check_tree("sgd", "grads", grads, shapes)
-        check_tree("sgd", "velocity", state.velocity, shapes if has_momentum else ())
+        check_tree("sgd", "grads", grads, params)
+        check_tree("sgd", "velocity", state.velocity, params if has_momentum else ())
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         if jnp.shape(rate) != ():
             raise ValueError(f"sgd: expected a learning rate of shape (), got {jnp.shape(rate)}")
-        old, direction, velocity = _widen((params, grads, state.velocity))
+        old, velocity = jax.tree.map(widen, (params, state.velocity))
+        direction = jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), grads, old)
         if has_weight_decay:
             direction = _add_scaled(direction, weight_decay, old)
         if has_momentum:
@@ -81,13 +82,8 @@ def sgd(
     return Optimizer(init, update)
 
 
-def _widen(tree):
-    """16-bit leaves as float32, the others as they are."""
-    return jax.tree.map(lambda a: a.astype(accumulation_dtype(a.dtype)), tree)
-
-
 def _round_like(tree, like):
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
+    return jax.tree.map(lambda a, b: a.astype(jnp.asarray(b).dtype), tree, like)
 
 
 def _add_scaled(a, scale, b):
@@ -113,18 +109,19 @@ def cosine_decay(peak: float | jax.Array, total_steps: int, warmup_steps: int = 
         progress   = (step - warmup_steps) / (total_steps - warmup_steps), at most 1
 
     Raises:
-        ValueError: peak is negative or not finite (a traced one passes); total_steps is not a
-            positive integer; warmup_steps is not an integer from 0 to total_steps - 1.
+        ValueError: peak is negative or not finite; total_steps is not a positive integer;
+            warmup_steps is not an integer from 0 to total_steps - 1. Traced values pass.
     """
     check_nonnegative("cosine_decay", "peak", peak)
     total_steps = check_integer("cosine_decay", "total_steps", total_steps, 1)
-    warmup_steps = check_integer("cosine_decay", "warmup_steps", warmup_steps, 0, total_steps - 1)
+    most = math.inf if isinstance(total_steps, jax.core.Tracer) else total_steps - 1
+    warmup_steps = check_integer("cosine_decay", "warmup_steps", warmup_steps, 0, most)
 
     def rate(step):
-        step = jnp.asarray(step, float)
-        progress = jnp.minimum(1, (step - warmup_steps) / float(total_steps - warmup_steps))
+        step, warmup, total = (jnp.asarray(a, float) for a in (step, warmup_steps, total_steps))
+        progress = jnp.minimum(1, (step - warmup) / (total - warmup))
         decay = (1 + jnp.cos(jnp.pi * progress)) / 2
-        warmup = step / max(1, warmup_steps)
-        return jnp.asarray(peak, float) * jnp.where(step < warmup_steps, warmup, decay)
+        share = jnp.where(step < warmup, step / jnp.maximum(1, warmup), decay)
+        return jnp.asarray(peak, float) * share
 
     return rate

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from fnn.layer import Layer
 from fnn.losses import Loss
 
-STEP = 1e-6  # of the finite differences, relative to max(1, |element|)
+STEP = 1e-6  # of the finite differences, times the square root of an element beyond 1
 TOLERANCE = 1e-6  # of a derivative, relative to the largest of the same leaf
 MAX_PARTS = 1024  # into which a leaf is divided
 
@@ -22,24 +22,33 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
     a key and, where that changes y, with one. Everything runs in float64, whatever the caller's
     jax_enable_x64, which is left as it was.
 
-    Every element of params and x is checked by itself; in a leaf of more than 1024 elements, runs
-    of neighbours are checked together, in a random direction. A derivative must lie between the
-    two one-sided differences: at a kink any subgradient passes, so choose x off the kinks.
+    Every floating element of params and x is checked by itself; in a leaf of more than 1024
+    elements, runs of neighbours are checked together, in a random direction. A derivative must
+    lie between the two one-sided differences with a step of 1e-6: at a kink any subgradient
+    passes, and an error is seen if it is beyond 1e-6 of the leaf's largest derivative and beyond
+    the rounding of the differences, about 1e-9 of the sum of |dy y|. So keep x of order 1, off
+    the kinks, and small: the check costs two forward passes an element.
 
     Args:
-        x: an input (..., features). The check costs two forward passes an element: keep it small.
+        x: an input (..., features).
         key: for the parameters, the cotangent and the layer's own randomness.
 
     Raises:
         AssertionError: a derivative is wrong (the message names its leaf, its place and the size
-            of the disagreement), or grads and dx differ from params and x in structure, shape or
-            dtype.
+            of the disagreement); grads and dx differ from params and x in structure, shape or
+            dtype; y is not float64, so that something in forward is less exact.
     """
     with jax.enable_x64(True):
         init_key, noise_key, dy_key, layer_key = jax.random.split(key, 4)
-        params, unravel = ravel_pytree(_float64(layer.init(init_key)))
-        params = unravel(params + 0.1 * jax.random.normal(noise_key, params.shape, params.dtype))
-        inputs = {"grads": params, "dx": _float64(x)}
+        params, x = _float64((layer.init(init_key), jnp.asarray(x)))
+        leaves, structure = jax.tree.flatten(params)
+        noise_keys = jax.random.split(noise_key, len(leaves))
+        leaves = [
+            leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) if _floating(leaf) else leaf
+            for leaf, key in zip(leaves, noise_keys, strict=True)
+        ]
+        params = jax.tree.unflatten(structure, leaves)
+        inputs = {"grads": params, "dx": x}
 
         def check(run_key):
             def forward(inputs):
@@ -53,7 +62,7 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
             return _compare("check_layer", forward, backward, inputs)
 
         y = check(None)
-        if not jnp.array_equal(y, layer.forward(params, inputs["dx"], layer_key)[0]):
+        if not jnp.array_equal(y, layer.forward(params, x, layer_key)[0]):
             check(layer_key)
 
 
@@ -63,16 +72,16 @@ def check_loss(loss: Loss, prediction: jax.Array, target: jax.Array) -> None:
     As check_layer, for the derivative by prediction.
     """
     with jax.enable_x64(True):
-        target = _float64(target)
+        prediction, target = _float64((jnp.asarray(prediction), jnp.asarray(target)))
 
         def forward(inputs):
             return loss.forward(inputs["d_prediction"], target)
 
         def backward(value, residuals):
-            _check_alike("check_loss: expected value", value, jnp.zeros(()))
+            _check_alike("check_loss: expected value", jnp.zeros(()), value)
             return jnp.ones_like(value), {"d_prediction": loss.backward(residuals)}
 
-        _compare("check_loss", forward, backward, {"d_prediction": _float64(prediction)})
+        _compare("check_loss", forward, backward, {"d_prediction": prediction})
 
 
 def _compare(name, forward, backward, inputs):
@@ -82,50 +91,60 @@ def _compare(name, forward, backward, inputs):
     `inputs` and the derivatives are dictionaries, whose keys are the names that a message uses.
     """
     leaves = jax.tree.leaves_with_path(inputs)
-    begins = accumulate((leaf.size for _, leaf in leaves), initial=0)
+    checked = [number for number, (_, leaf) in enumerate(leaves) if _floating(leaf)]
+    begins = accumulate((leaves[number][1].size for number in checked), initial=0)
     parts = [
-        (owner, start, stop)
-        for owner, (begin, end) in enumerate(pairwise(begins))
+        (number, start, stop)
+        for number, (begin, end) in zip(checked, pairwise(begins), strict=True)
         for start, stop in pairwise(_divide(begin, end))
     ]
-    owner, start, stop = jnp.array(parts, int).reshape(-1, 3).T
+    owner, starts, stops = jnp.array(parts, int).reshape(-1, 3).T
 
     @jax.jit
     def measure(inputs):
         """y; then, for each part, the slope of <dy, y> by backward, to the left and to the right
-        along a direction in that part; and the rounding error of the latter two."""
+        along a direction in that part, and the rounding error of the latter two."""
         y, residuals = forward(inputs)
+        _check_alike(f"{name}: expected y", y.astype(jnp.float64), y)
         dy, derivatives = backward(y, residuals)
         for what in derivatives:
-            _check_alike(f"{name}: expected {what}", derivatives[what], inputs[what])
-        point, unravel = ravel_pytree(inputs)
-        gradient, _ = ravel_pytree(derivatives)
+            _check_alike(f"{name}: expected {what}", inputs[what], derivatives[what])
+        all_leaves, structure = jax.tree.flatten(inputs)
+        point, unravel = ravel_pytree([all_leaves[number] for number in checked])
+        gradient, _ = ravel_pytree([jax.tree.leaves(derivatives)[number] for number in checked])
         weights = jax.random.uniform(jax.random.key(0), point.shape, minval=0.5, maxval=1.5)
 
+        def output(point):
+            moved = dict(zip(checked, unravel(point), strict=True))
+            there = [moved.get(number, leaf) for number, leaf in enumerate(all_leaves)]
+            return forward(jax.tree.unflatten(structure, there))[0]
+
         def slopes(part):
+            start, stop = part
             index = jnp.arange(point.size)
-            inside = (part[0] <= index) & (index < part[1])
+            inside = (start <= index) & (index < stop)
             direction = jnp.where(inside, weights, 0)
             direction = direction / jnp.linalg.norm(direction)
-            step = STEP * jnp.maximum(1, jnp.max(jnp.where(inside, jnp.abs(point), 0)))
-            y_left, _ = forward(unravel(point - step * direction))
-            y_right, _ = forward(unravel(point + step * direction))
-            left, right = jnp.vdot(dy, y - y_left) / step, jnp.vdot(dy, y_right - y) / step
-            return jnp.vdot(gradient, direction), left, right
+            largest = jnp.max(jnp.where(inside, jnp.abs(point), 0), initial=1)
+            step = STEP * jnp.sqrt(largest)
+            left = jnp.vdot(dy, y - output(point - step * direction)) / step
+            right = jnp.vdot(dy, output(point + step * direction) - y) / step
+            rounding = 4 * jnp.finfo(y.dtype).eps * jnp.sum(jnp.abs(dy * y)) / step
+            given = jnp.sum(jnp.where(inside, gradient * direction, 0))  # one NaN stays one
+            return given, left, right, rounding
 
-        noise = 4 * jnp.finfo(y.dtype).eps * jnp.sum(jnp.abs(dy * y)) / STEP
-        return y, jax.lax.map(slopes, (start, stop)), noise
+        return y, jax.lax.map(slopes, (starts, stops))
 
-    y, (given, left, right), noise = measure(inputs)
+    y, (given, left, right, rounding) = measure(inputs)
     excess = jnp.maximum(jnp.minimum(left, right) - given, given - jnp.maximum(left, right))
     largest = jax.ops.segment_max(jnp.maximum(jnp.abs(left), jnp.abs(right)), owner)[owner]
-    wrong = ~(excess <= TOLERANCE * largest + noise)  # so that NaN is wrong
+    wrong = ~(excess <= TOLERANCE * largest + rounding)  # so that NaN is wrong
     if jnp.any(wrong):
         worst = jnp.argmax(jnp.where(wrong, jnp.nan_to_num(excess, nan=jnp.inf), -1))
         path, leaf = leaves[owner[worst]]
         same_leaf = owner == owner[worst]
-        first = start[worst] - start[jnp.argmax(same_leaf)]
-        others = stop[worst] - start[worst] - 1
+        first = starts[worst] - starts[jnp.argmax(same_leaf)]
+        others = stops[worst] - starts[worst] - 1
         raise AssertionError(
             f"{name}: {path[0].key}{jax.tree_util.keystr(path[1:])} disagrees with finite "
             f"differences at {[int(i) for i in jnp.unravel_index(first, leaf.shape)]}"
@@ -143,13 +162,21 @@ def _divide(begin, end):
     return [begin + (end - begin) * part // count for part in range(count + 1)] if count else []
 
 
-def _check_alike(expectation, got, like):
-    got, like = (
-        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (got, like)
+def _check_alike(expectation, like, got):
+    like, got = (
+        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (like, got)
     )
     if got != like:
         raise AssertionError(f"{expectation} to be {like}, got {got}")
 
 
+def _floating(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
 def _float64(tree):
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+    def convert(leaf):
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(jnp.float64) if _floating(leaf) else leaf
+
+    return jax.tree.map(convert, tree)

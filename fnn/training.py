@@ -105,12 +105,15 @@ def make_train_epoch(
 
         num_full = num_examples // batch_size
         split = num_full * batch_size
-        full = (a[:split].reshape(num_full, batch_size, *a.shape[1:]) for a in (x, target))
-        state, losses = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), *full))
+        losses = []
+        if num_full:
+            full = (a[:split].reshape(num_full, batch_size, *a.shape[1:]) for a in (x, target))
+            state, values = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), *full))
+            losses.append(values)
         if split < num_examples:
-            state, last = numbered_step(state, (num_full, x[split:], target[split:]))
-            losses = jnp.append(losses, last)
-        return state, losses
+            state, value = numbered_step(state, (num_full, x[split:], target[split:]))
+            losses.append(value[None])
+        return state, jnp.concatenate(losses)
 
     return jax.jit(epoch, donate_argnums=0 if donate else ())
 

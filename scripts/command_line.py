@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import math
+import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -22,20 +24,23 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
+        # argparse takes -1e-3 and -inf for options unless told that they are numbers.
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
-    def check_output(self, path: pathlib.Path, file_names: list[str]) -> None:
-        """Create the folder `path`; end with an error unless the files can be written in it."""
+    def check_output(self, folder: pathlib.Path, file_names: Sequence[str]) -> None:
+        """Create `folder`; end with an error unless the files can be written in it."""
+        path = folder
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            for path in map(folder.joinpath, file_names):
+                if os.path.lexists(path):
+                    open(path, "r+b").close()
         except OSError as error:
-            self.error(f"argument --output: cannot write in {path}: {error.strerror}")
-        for name in file_names:
-            if (path / name).is_dir():
-                self.error(f"argument --output: {path / name} is a folder, not a file")
+            self.error(f"argument --output: cannot write {path}: {error.strerror}")
 
 
 def positive_int(text: str) -> int:
@@ -47,7 +52,7 @@ def seed(text: str) -> int:
 
 
 def nonnegative_float(text: str) -> float:
-    return _parse(float, text, 0, sys.float_info.max, "a finite number of at least 0")
+    return _parse(float, text, 0, 3e38, "a number from 0 to 3e38")
 
 
 def _parse(kind, text, low, high, expected):

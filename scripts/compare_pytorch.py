@@ -136,7 +136,7 @@ def compare_at(options, rate, writer):
         return jnp.max(jnp.stack([jnp.max(jnp.abs(a - b)) for a, b in pairs]))
 
     torch.set_num_threads(1)  # its fastest on a network this small
-    state, data, key = start(options.seed)
+    state, data, key = start(jnp.uint32(options.seed))
     torch_data = [to_torch(part) for part in data]
     weights = to_torch(jax.tree.leaves(state.params))
     network = torch_network(options.hidden, options.activation, weights)

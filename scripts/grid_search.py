@@ -51,6 +51,11 @@ def parse_options(arguments=None):
         output="runs/grid",
     )
     options = parser.parse_args(arguments)
+    if options.first_seed + options.seeds > 2**32:
+        parser.error(
+            f"argument --first-seed: expected at most {2**32 - options.seeds} with "
+            f"{options.seeds} seeds, got {options.first_seed}"
+        )
     most = options.train_size - options.batch_size
     if options.validation_size > most:
         parser.error(

@@ -92,7 +92,7 @@ def train(options):
         finite = jnp.isfinite(jnp.sum(losses) + metrics[0] + metrics[2])
         return state, metrics, finite
 
-    train_set, test_set, state, epoch_key = start(options.seed)
+    train_set, test_set, state, epoch_key = start(jnp.uint32(options.seed))
     if not options.quiet:
         print(describe(options, state.params, num_steps), flush=True)
     table = []
@@ -110,7 +110,10 @@ def train(options):
                 writer.writerow([epoch, *disk.format_metrics(*metrics)])
                 table.append(metrics)
                 if not finite:
-                    problem = f"the loss is not finite in epoch {epoch}: lower --learning-rate"
+                    problem = (
+                        f"the loss is not finite in epoch {epoch}: lower --learning-rate, "
+                        "or --momentum or --weight-decay if they are high"
+                    )
                     status = 1
                     break
                 state = new_state

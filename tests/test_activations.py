@@ -9,6 +9,7 @@ import fnn
 ACTIVATIONS = {
     "ReLU": fnn.ReLU(),
     "LeakyReLU": fnn.LeakyReLU(),
+    "LeakyReLU-slope-0": fnn.LeakyReLU(0.0),
     "Tanh": fnn.Tanh(),
     "Sigmoid": fnn.Sigmoid(),
 }
@@ -40,9 +41,11 @@ def test_values_at_minus_2_0_and_2(name, values, derivatives):
 def test_far_out_derivatives_are_their_limits(layer, dtype):
     with jax.enable_x64(True), jax.debug_nans(True):
         limits = {"ReLU": (0, 1), "LeakyReLU": (0.01, 1), "Tanh": (0, 0), "Sigmoid": (0, 0)}
+        limits["LeakyReLU-slope-0"] = limits["ReLU"]
         name = next(name for name, value in ACTIVATIONS.items() if value is layer)
         for x in (1e4, jnp.inf):
             actual = derivative(layer, jnp.array([-x, x], dtype))
+            assert not jnp.any(jnp.isnan(layer.forward((), jnp.array([-x, x], dtype))[0]))
             assert jnp.all(actual == jnp.array(limits[name], dtype))
 
 
@@ -64,14 +67,6 @@ def test_derivative_at_kinks_agrees_with_jax(layer):
     assert jnp.all(derivative(layer, x) == expected)
 
 
-def test_tanh_keeps_its_relative_precision_near_1():
-    with jax.enable_x64(True):
-        x = jnp.linspace(5, 15, 21)
-        exact = 4 * jnp.exp(-2 * x) / jnp.square(1 + jnp.exp(-2 * x))
-        y_error = jnp.finfo(jnp.float64).eps / (1 - jnp.tanh(x))  # what rounding y alone costs
-        assert jnp.all(jnp.abs(derivative(fnn.Tanh(), x) / exact - 1) <= 2 * y_error + 1e-12)
-
-
 def test_negative_slope_may_be_traced_and_differs_across_a_vmap():
     derivatives = jax.vmap(lambda slope: derivative(fnn.LeakyReLU(slope), jnp.array(-1.0)))
     assert jnp.allclose(derivatives(jnp.array([0.1, 0.2])), jnp.array([0.1, 0.2]))
@@ -82,3 +77,6 @@ def test_params_are_the_empty_tuple():
     run = functools.partial(fnn.Tanh().forward, {"W": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"Tanh\(\): expected params of shapes \(\), got {'W'"):
         run(jnp.ones(3))
+    for scalar in (3.0, jnp.float32(3)):
+        with pytest.raises(ValueError, match=r"Tanh\(\): expected params of shapes \(\), got"):
+            fnn.Tanh().forward(scalar, jnp.ones(3))

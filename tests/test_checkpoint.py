@@ -28,6 +28,35 @@ def test_save_replaces_and_leaves_nothing_else(tmp_path):
     assert fnn.load(tmp_path / "params", {"W": jnp.zeros(2)})["W"].tolist() == [2, 2]
 
 
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def fail(file, array):
+        raise OSError("the device is full")
+
+    path = tmp_path / "params.npz"
+    fnn.save(path, {"W": jnp.ones(2)})
+    before = path.read_bytes()
+    monkeypatch.setattr(jnp, "save", fail)
+    with pytest.raises(OSError, match="the device is full"):
+        fnn.save(path, {"W": jnp.zeros(2)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_any_name_is_a_name_and_two_of_the_same_are_refused(tmp_path):
+    tree = {"file": jnp.ones(1), "allow_pickle": jnp.ones(2), "number": 2.5}
+    fnn.save(tmp_path / "tree.npz", tree)
+    chex.assert_trees_all_equal(fnn.load(tmp_path / "tree.npz", tree), tree)
+    with pytest.raises(ValueError, match="two leaves of the tree have the name a/b"):
+        fnn.save(tmp_path / "tree.npz", {"a/b": jnp.ones(1), "a": {"b": jnp.zeros(1)}})
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
+def test_load_refuses_a_file_that_save_did_not_write(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match="file is not a file of save's"):
+        fnn.load(tmp_path / "file", {"W": jnp.zeros(2)})
+
+
 @pytest.mark.parametrize(
     ("like", "message"),
     [

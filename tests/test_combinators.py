@@ -34,7 +34,8 @@ def test_adding_a_layer_leaves_the_others_parameters_alone():
     key = jax.random.key(0)
     shorter, longer = fnn.Sequential(*layers[:2]).init(key), fnn.Sequential(*layers).init(key)
     chex.assert_trees_all_equal(longer[:2], shorter)
-    assert jnp.all(longer[1]["W"] != longer[2]["W"])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert jnp.all(longer[one]["W"] != longer[other]["W"])
 
 
 def test_each_layer_gets_its_own_key_in_training_and_none_in_evaluation():

@@ -91,13 +91,13 @@ def test_rates_without_finite_losses_are_never_chosen(tmp_path, capsys):
 
 BAD = {
     "--rates": "argument --rates: expected at least one argument",
-    "--rates 0.1 fast": "argument --rates: expected a finite number of at least 0, got 'fast'",
+    "--rates 0.1 fast": "argument --rates: expected a number from 0 to 3e38, got 'fast'",
     "--rates 0.1 0.1": "argument --rates: expected different rates",
     "--seeds 0": "argument --seeds: expected an integer from 1",
     "--validation-size 1000": "argument --validation-size: expected at most 999",
     "--batch-size 900 --validation-size 200": "argument --validation-size: expected at most 100",
     "--encoding binary": "argument --encoding: invalid choice: 'binary'",
-    "--output /dev/null": "argument --output: cannot write in /dev/null",
+    "--output /dev/null": "argument --output: cannot write /dev/null",
 }
 
 

@@ -33,6 +33,18 @@ def test_initializers_are_the_ones_given():
     assert jnp.all(drawn["b"] == 1)
 
 
+def test_weight_and_bias_are_drawn_independently():
+    normal = jax.nn.initializers.normal()
+    layer = fnn.Linear(1, 5, weight_init=normal, bias_init=normal)
+    drawn = layer.init(jax.random.key(0))
+    assert jnp.all(drawn["W"][:, 0] != drawn["b"])
+
+
+def test_wrong_residuals_are_refused():
+    with pytest.raises(ValueError, match=r"expected residuals of shape \(..., 2\), got \(4, 5\)"):
+        linear.backward(params, jnp.ones((4, 5)), jnp.ones((4, 3)))
+
+
 def test_residuals_are_x_alone():
     x = jnp.ones((4, 2))
     assert linear.forward(params, x)[1] is x
@@ -62,3 +74,6 @@ def test_16_bit_sums_accumulate_in_float32():
     wide = fnn.Linear(4096, 1, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16)
     y, _ = wide.forward(wide.init(jax.random.key(0)), ones[:, 0])
     assert y.item() == 4096
+    tall = fnn.Linear(1, 4096, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16)
+    _, dx = tall.backward(tall.init(jax.random.key(0)), ones[0], ones[:, 0])
+    assert dx.item() == 4096

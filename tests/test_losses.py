@@ -91,6 +91,12 @@ def test_mse_in_float16_does_not_overflow_on_the_way():
     assert value == 40000
 
 
+def test_mse_derivative_in_float16_is_exact_where_its_scale_is_tiny():
+    prediction = jnp.full((2000, 2000), 200, jnp.float16)
+    _, d_prediction = pass_through(fnn.MSELoss(), prediction, jnp.zeros_like(prediction))
+    assert jnp.allclose(d_prediction.astype(float), 2 * 200 / 4e6, rtol=1e-3)
+
+
 def test_mse_refuses_a_mean_over_nothing():
     nothing = jnp.zeros((0, 2))
     assert fnn.MSELoss("sum").forward(nothing, nothing)[0] == 0

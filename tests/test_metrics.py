@@ -13,6 +13,18 @@ def test_accuracy_is_the_fraction_of_right_argmaxes():
     assert fnn.accuracy(scores[0], jnp.array(0)) == 0.0
 
 
+def test_accuracy_of_many_examples_is_exact():
+    labels = jnp.zeros(10_000, int)
+    one_hot = jax.nn.one_hot(labels.at[:3].set(1), 2)
+    assert abs(float(fnn.accuracy(one_hot.astype(jnp.bfloat16), labels)) - 0.9997) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint32", "int64"])
+def test_labels_may_have_any_integer_dtype(dtype):
+    with jax.enable_x64(True):
+        assert fnn.accuracy(scores, jnp.array([1, 0, 0, 0], dtype)) == 0.75
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

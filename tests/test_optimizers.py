@@ -64,6 +64,9 @@ def test_schedules_are_called_with_the_step_from_0():
         p, state = optimizer.update(jnp.array(-1.0), state, p)
         seen.append(p.item())
     assert seen == [1, 11, 111]
+    for _ in range(20):
+        p, state = optimizer.update(jnp.array(0.0), state, p)
+    assert state.step == 23
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
@@ -79,10 +82,26 @@ def test_dtypes_are_preserved(dtype, rate):
 
 
 def test_16_bit_parameters_are_updated_in_float32():
-    optimizer = fnn.sgd(jnp.float32(0.1))
-    p, grad = jnp.array(1.0, jnp.bfloat16), jnp.array(3.0, jnp.bfloat16)
+    optimizer = fnn.sgd(jnp.float32(0.1), weight_decay=0.3)
+    p, grad = draw(1, (1000,), jnp.bfloat16), draw(2, (1000,), jnp.bfloat16)
     new, _ = optimizer.update(grad, optimizer.init(p), p)
-    assert new == jnp.float32(1 - 0.1 * 3).astype(jnp.bfloat16)
+    wide_p, wide_grad = p.astype(jnp.float32), grad.astype(jnp.float32)
+    expected = (wide_p - 0.1 * (wide_grad + 0.3 * wide_p)).astype(jnp.bfloat16)
+    assert jnp.mean(new == expected) > 0.99
+
+
+def test_grads_of_another_dtype_are_converted():
+    with jax.enable_x64(True):
+        optimizer = fnn.sgd(0.1, momentum=0.9)
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        new, state = optimizer.update(wide, optimizer.init(params), params)
+        chex.assert_trees_all_equal_shapes_and_dtypes((new, state.velocity), (params, params))
+
+
+def test_params_may_be_a_number():
+    optimizer = fnn.sgd(0.5, momentum=0.9)
+    new, _ = optimizer.update(1.0, optimizer.init(2.0), 2.0)
+    assert new == 1.5
 
 
 def test_every_number_may_be_traced():
@@ -105,6 +124,7 @@ def test_every_number_may_be_traced():
         lambda p: {**p, "W": jnp.ones(2)},
         lambda p: {"W": p["W"]},
         lambda p: {**p, "b": p["b"][0]},
+        lambda p: {**p, "b": ()},
         lambda p: jax.tree.map(lambda leaf: leaf.astype(jnp.int32), p),
     ],
 )
@@ -144,3 +164,7 @@ def test_schedules_work_on_traced_steps_and_peaks():
         rates(jnp.array([1.0, 2.0])), jnp.array([[1, 0.75, 0.25, 0], [2, 1.5, 0.5, 0]]), atol=1e-6
     )
     assert jax.vmap(lambda rate: fnn.constant(rate)(0))(draw(1, (3,))).shape == (3,)
+    halfway = jax.vmap(lambda total, warmup: fnn.cosine_decay(1.0, total, warmup)(5))
+    chex.assert_trees_all_close(
+        halfway(jnp.array([10, 10]), jnp.array([0, 5])), jnp.array([0.5, 1.0])
+    )

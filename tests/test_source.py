@@ -13,7 +13,7 @@ PACKAGE = sorted((ROOT / "fnn").glob("**/*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("**/*.py"))
 AUTODIFF = {
     "grad", "value_and_grad", "vjp", "jvp", "jacobian", "jacfwd", "jacrev", "hessian", "hvp",
-    "linearize", "linear_transpose", "fwd_and_bwd", "vjp3",
+    "linearize", "linear_transpose", "fwd_and_bwd", "vjp3", "check_vjp", "check_jvp", "check_grads",
 }  # fmt: skip
 
 

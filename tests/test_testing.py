@@ -98,6 +98,60 @@ def test_check_layer_sees_one_wrong_element_among_many():
         fnn.check_layer(layer._replace(backward=backward), draw(1, (2, 40)), key)
 
 
+def test_check_layer_sees_two_neighbours_swapped_among_many():
+    layer = fnn.Linear(40, 50)
+
+    def backward(params, x, dy):
+        grads, dx = layer.backward(params, x, dy)
+        pair = grads["W"][20, 2:4]
+        return {**grads, "W": grads["W"].at[20, 2:4].set(pair[::-1])}, dx
+
+    with pytest.raises(AssertionError, match=r"grads\['W'\] disagrees"):
+        fnn.check_layer(layer._replace(backward=backward), draw(1, (2, 40)), key)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2, 1e4, 1e6])
+def test_check_layer_sees_small_errors_at_any_size_of_x(scale):
+    error = 1.00002 if scale < 1e4 else 1.001
+    wrong = wrong_linear(lambda grads, dx: (grads, error * dx))
+    with pytest.raises(AssertionError, match="dx disagrees"):
+        fnn.check_layer(wrong, scale * draw(1, (3, 3)), key)
+    fnn.check_layer(linear, scale * draw(1, (3, 3)), key)
+
+
+def test_check_layer_names_the_place_of_a_nan():
+    wrong = wrong_linear(lambda grads, dx: (grads, dx.at[1, 2].set(jnp.nan)))
+    with pytest.raises(AssertionError, match=r"dx disagrees .* at \[1, 2\]: backward gives nan"):
+        fnn.check_layer(wrong, draw(1, (3, 3)), key)
+
+
+def test_check_layer_refuses_a_forward_in_lower_precision():
+    def forward(params, x, key=None):
+        return jnp.tanh(x).astype(jnp.float32), x
+
+    blind = fnn.Layer(lambda key: (), forward, lambda params, x, dy: ((), 0 * x))
+    with pytest.raises(AssertionError, match=r"expected y to be float64\[3\], got float32\[3\]"):
+        fnn.check_layer(blind, draw(1, (3,)), key)
+
+
+def test_check_layer_takes_an_empty_batch_a_list_and_integer_parameters():
+    fnn.check_layer(linear, jnp.ones((0, 3)), key)
+    fnn.check_layer(fnn.Tanh(), [0.5, -0.5], key)
+
+    def forward(params, x, key=None):
+        return params["scale"] * x[params["order"]], x
+
+    def backward(params, x, dy):
+        back = jnp.zeros_like(x).at[params["order"]].add(params["scale"] * dy)
+        scale = jnp.vdot(dy, x[params["order"]])
+        return {"scale": scale, "order": jnp.zeros_like(params["order"])}, back
+
+    def init(key):
+        return {"scale": jnp.ones(()), "order": jnp.array([2, 0, 1])}
+
+    fnn.check_layer(fnn.Layer(init, forward, backward), draw(1, (3,)), key)
+
+
 def test_check_layer_sees_what_initial_parameters_hide():
     """With a scale of 1 and a bias of 0, forgetting the scale in dx makes no difference."""
 

@@ -9,13 +9,16 @@ import sys
 import time
 import xml.etree.ElementTree
 
+import chex
 import disk
 import jax
+import jax.numpy as jnp
 import pytest
 import train_disk
 
 import fnn
 
+SMALL = ["--epochs", "3", "--train-size", "60", "--test-size", "40", "--hidden", "6", "--quiet"]
 SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "train_disk.py"
 
 
@@ -58,7 +61,7 @@ def test_the_main_job_learns_the_disk(default_run):
 def test_the_main_job_says_what_it_runs_and_shows_progress(default_run):
     lines = default_run[0].stdout.splitlines()
     text = "\n".join(lines)
-    for expected in ("2-25-25-25-2", "1427 parameters", "learning rate", "cpu", "seed 0"):
+    for expected in ("2-25-25-25-2", "1427 parameters", "learning rate", "device", "seed 0"):
         assert expected in text
     assert sum(line.startswith("epoch ") for line in lines) == 10
     assert max(map(len, lines)) <= 80
@@ -95,18 +98,66 @@ def test_figures_are_drawn(default_run):
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
-        options = ("--seed", seed, "--epochs", 2, "--quiet", "--output", tmp_path / name)
-        assert run(*options).returncode == 0
+        assert run(*SMALL, "--seed", seed, "--output", tmp_path / name).returncode == 0
     for file in ("metrics.csv", "params.npz"):
         one, same, other = ((tmp_path / n / file).read_bytes() for n in ("one", "same", "other"))
         assert one == same != other
 
 
-def test_every_option_takes_effect(tmp_path):
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    assert train_disk.main([*SMALL, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--momentum 0.5",
+        "--weight-decay 0.1",
+        "--schedule constant",
+        "--reduction sum",
+        "--activation tanh",
+        "--learning-rate 0.1",
+        "--batch-size 7",
+        "--seed 4294967295",
+        "--train-size 59",
+        "--hidden 6 6",
+        "--epochs 2",
+    ],
+)
+def test_every_option_takes_effect(change, small_run, tmp_path):
+    assert train_disk.main([*SMALL, *change.split(), "--output", str(tmp_path)]) == 0
+    trained, base = ((f / "params.npz").read_bytes() for f in (tmp_path, small_run))
+    assert trained != base
+
+
+def test_results_are_those_of_the_library_by_hand(small_run):
+    """Data, batches and metrics of a small run, from the public functions alone."""
+    model = fnn.Sequential(fnn.Linear(2, 6), fnn.LeakyReLU(), fnn.Linear(6, 2), fnn.Sigmoid())
+    optimizer = fnn.sgd(fnn.cosine_decay(0.5, 3 * 12))
+    train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(0), 4)
+    points, labels = fnn.sample_disk(train_key, 60)
+    unseen = fnn.sample_disk(test_key, 40)
+    epoch = fnn.make_train_epoch(model, fnn.MSELoss(), optimizer, 5)
+    state = fnn.init_train_state(model, optimizer, init_key)
+    for number, row in enumerate(rows(small_run), 1):
+        key = jax.random.fold_in(epoch_key, number)
+        state, _ = epoch(state, points, jax.nn.one_hot(labels, 2), key)
+        for name, (x, label) in (("train", (points, labels)), ("test", unseen)):
+            scores = fnn.predict(model, state.params, x)
+            mse = jnp.mean(jnp.square(scores - jax.nn.one_hot(label, 2)))
+            accuracy = fnn.accuracy(scores, label)
+            assert float(row[f"{name}_loss"]) == pytest.approx(float(mse), rel=1e-4)
+            assert float(row[f"{name}_accuracy"]) == pytest.approx(float(accuracy), abs=1e-5)
+    saved = fnn.load(small_run / "params.npz", state.params)
+    chex.assert_trees_all_close(saved, state.params, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_about_to_run_is_said(tmp_path):
     result = run(
-        *("--seed", 1, "--epochs", 3, "--batch-size", 30, "--learning-rate", 0.1),
-        *("--schedule", "constant", "--momentum", 0.9, "--weight-decay", 1e-4),
-        *("--hidden", 7, 5, "--activation", "tanh", "--reduction", "batchmean"),
+        *("--epochs", 3, "--batch-size", 30, "--hidden", 7, 5, "--activation", "tanh"),
         *("--train-size", 100, "--test-size", 50, "--output", tmp_path / "new" / "folder"),
     )
     assert result.returncode == 0
@@ -139,10 +190,12 @@ BAD = {
     "--epochs many": "argument --epochs: expected an integer from 1 to 2147483647, got 'many'",
     "--epochs": "argument --epochs: expected one argument",
     "--batch-size 1001": "argument --batch-size: expected at most the 1000 training points",
-    "--learning-rate -0.1": "argument --learning-rate: expected a finite number of at least 0",
-    "--learning-rate nan": "argument --learning-rate: expected a finite number of at least 0",
-    "--momentum -1": "argument --momentum: expected a finite number of at least 0",
-    "--weight-decay inf": "argument --weight-decay: expected a finite number of at least 0",
+    "--learning-rate -0.1": "argument --learning-rate: expected a number from 0 to 3e38",
+    "--learning-rate -1e-3": "argument --learning-rate: expected a number from 0 to 3e38",
+    "--learning-rate 1e39": "argument --learning-rate: expected a number from 0 to 3e38",
+    "--learning-rate nan": "argument --learning-rate: expected a number from 0 to 3e38",
+    "--momentum -1": "argument --momentum: expected a number from 0 to 3e38",
+    "--weight-decay inf": "argument --weight-decay: expected a number from 0 to 3e38",
     "--activation swish": "argument --activation: invalid choice: 'swish' (choose from",
     "--schedule step": "argument --schedule: invalid choice: 'step' (choose from",
     "--reduction none": "argument --reduction: invalid choice: 'none' (choose from",
@@ -150,8 +203,8 @@ BAD = {
     "--hidden 25 0": "argument --hidden: expected an integer from 1 to 2147483647, got '0'",
     "--seed -1": "argument --seed: expected an integer from 0 to 4294967295, got '-1'",
     "--train-size 1.5": "argument --train-size: expected an integer from 1",
-    "--output /dev/null": "argument --output: cannot write in /dev/null: File exists",
-    "--output /dev/null/x": "argument --output: cannot write in /dev/null/x: Not a directory",
+    "--output /dev/null": "argument --output: cannot write /dev/null: File exists",
+    "--output /dev/null/x": "argument --output: cannot write /dev/null/x: Not a directory",
     "--epoch 3": "unrecognized arguments: --epoch 3",
     "stray": "unrecognized arguments: stray",
 }
@@ -172,7 +225,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
     (tmp_path / "params.npz").mkdir()
     result = run("--output", tmp_path)
     assert result.returncode == 2
-    assert "params.npz is a folder" in result.stderr
+    assert "params.npz: Is a directory" in result.stderr
     assert result.stdout == ""
 
 
@@ -183,6 +236,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert result.stderr.count("\n") == 1
     assert len(rows(tmp_path)) == 1
     assert (tmp_path / "params.npz").exists()
+
+
+def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
+    options = [*SMALL, "--schedule", "constant", "--momentum", "2", "--epochs"]
+    assert train_disk.main([*options, "50", "--output", str(tmp_path / "diverged")]) == 1
+    (epoch,) = re.findall(r"not finite in epoch (\d+)", capsys.readouterr().err)
+    assert int(epoch) > 2
+    last = str(int(epoch) - 1)
+    assert train_disk.main([*options, last, "--output", str(tmp_path / "stopped")]) == 0
+    kept, expected = ((tmp_path / f / "params.npz").read_bytes() for f in ("diverged", "stopped"))
+    assert kept == expected
 
 
 def test_an_interrupt_writes_what_there_is(tmp_path):

@@ -104,6 +104,17 @@ def test_nothing_is_dropped_when_the_batch_size_does_not_divide():
     assert epoch(state, ones, ones, jax.random.key(0))[1].tolist() == [5, 5, 5, 5, 3]
 
 
+def test_an_epoch_runs_without_jit_too():
+    layer, optimizer = fnn.Linear(3, 2), fnn.sgd(0.1)
+    for batch_size in (10, 100):
+        epoch = fnn.make_train_epoch(layer, mse, optimizer, batch_size)
+        state = fnn.init_train_state(layer, optimizer, jax.random.key(0))
+        expected = epoch(state, x, target, jax.random.key(0))
+        with jax.disable_jit():
+            actual = epoch(state, x, target, jax.random.key(0))
+        chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_every_step_of_an_epoch_has_its_own_key():
     def forward(params, x, key=None):
         return (x if key is None else jax.random.normal(key, x.shape)), x
@@ -112,11 +123,11 @@ def test_every_step_of_an_epoch_has_its_own_key():
     _, total = recorder()
     optimizer = fnn.sgd(0.1)
     state = fnn.init_train_state(noise, optimizer, jax.random.key(0))
-    ones = jnp.ones((9, 1))
+    ones = jnp.ones((39, 1))
     run = functools.partial(fnn.make_train_epoch, noise, total, optimizer, 2)
     losses = run()(state, ones, ones, jax.random.key(0))[1]
-    assert len(set(losses.tolist())) == 5
-    assert run(shuffle=False)(state, ones, ones)[1].tolist() == [2, 2, 2, 2, 1]
+    assert len(set(losses.tolist())) == 20
+    assert run(shuffle=False)(state, ones, ones)[1].tolist() == [2] * 19 + [1]
 
 
 @pytest.mark.parametrize("make", [fnn.make_train_step, fnn.make_train_epoch])
