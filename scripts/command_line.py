@@ -30,7 +30,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
-    def check_output(self, folder: pathlib.Path, file_names: Sequence[str]) -> None:
+    def check_output(
+        self, folder: pathlib.Path, file_names: Sequence[str], option: str = "--output"
+    ) -> None:
         """Create `folder`; end with an error unless the files can be written in it."""
         path = folder
         try:
@@ -40,7 +42,7 @@ class Parser(argparse.ArgumentParser):
                 if os.path.lexists(path):
                     open(path, "r+b").close()
         except OSError as error:
-            self.error(f"argument --output: cannot write {path}: {error.strerror}")
+            self.error(f"argument {option}: cannot write {path}: {error.strerror}")
 
 
 def positive_int(text: str) -> int:

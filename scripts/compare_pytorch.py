@@ -9,6 +9,7 @@
 
 import csv
 import json
+import math
 import pathlib
 import sys
 import time
@@ -56,11 +57,17 @@ def parse_options(arguments=None):
             f"argument --batch-size: expected at most the {options.train_size} training points, "
             f"got {options.batch_size}"
         )
+    if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
+        parser.error(
+            f"argument --rates: expected rates that print differently, got {options.rates}"
+        )
     try:
         import torch  # noqa: F401
     except ImportError:
         parser.error("PyTorch is not installed; 'pip install torch' installs it")
-    if options.record is None:
+    if options.record is not None:
+        parser.check_output(options.record.parent, [options.record.name], "--record")
+    else:
         figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
         parser.check_output(options.output, ["comparison.csv", *figure_names])
     return options
@@ -99,6 +106,12 @@ def compare(options):
             title = f"Training in both frameworks, learning rate {rate:g}, seed {options.seed}"
             svg = figures.learning_curves(panels, title)
             (options.output / f"curves_{rate:g}.svg").write_text(svg)
+            if not all(map(math.isfinite, (*fnn_history[-1], *torch_history[-1]))):
+                print(
+                    f"compare_pytorch.py: losses are not finite at rate {rate:g}: lower --rates",
+                    file=sys.stderr,
+                )
+                return 1
     return 0
 
 
@@ -150,9 +163,9 @@ def compare_at(options, rate, writer):
 
     def torch_epoch(points, targets):
         batches = zip(*(a.split(options.batch_size) for a in (points, targets)), strict=True)
-        for (x, target), rate in zip(batches, torch_rates, strict=False):
+        for x, target in batches:
             for group in torch_optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = next(torch_rates)
             torch_step(network, torch_optimizer, torch_reduction, x, target)
 
     jax.block_until_ready(train_epoch(state, *shuffle(data[0], key, 0)))  # compile, untimed

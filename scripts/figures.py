@@ -7,7 +7,7 @@ colours from Okabe and Ito's palette, which the colour-blind can tell apart.
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
@@ -135,7 +135,7 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
         ] or [1, 10]
         low, high = min(numbers), max(numbers)
         low, high = (low - 1, 100) if fractions else (low / 1.1, high * 1.1)
-        epochs = max(len(curve.values) for curve in curves)
+        epochs = max(4, *(len(curve.values) for curve in curves))
         place, frame = _axes(
             70 + 420 * index, 40, 330, 270, (0, epochs), (low, high), "epoch", y_label, "",
             log=not fractions,
@@ -144,16 +144,20 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
         body += frame
         for color, curve in zip(_cycle(len(curves)), curves, strict=True):
 
-            def line(values, low=low, scale=scale, place=place):
-                return [
-                    place(epoch, max(low, scale * value))
+            def runs(values, low=low, scale=scale, place=place):
+                """The places of the values, in runs that what is not finite interrupts."""
+                places = [
+                    place(epoch, max(low, scale * value)) if math.isfinite(value) else None
                     for epoch, value in enumerate(values, 1)
-                    if math.isfinite(value)
+                ]
+                return [
+                    [*run] for finite, run in groupby(places, lambda at: at is not None) if finite
                 ]
 
-            if curve.low:
-                body.append(_band([*line(curve.low), *reversed(line(curve.high))], color))
-            body.append(_line(line(curve.values), color, dashed=curve.dashed))
+            for below, above in zip(runs(curve.low), runs(curve.high), strict=True):
+                body.append(_band([*below, *reversed(above)], color))
+            for run in runs(curve.values):
+                body.append(_line(run, color, curve.dashed) if run[1:] else _dots(run, color, 5))
     entries = [
         (_line([(-12, 0), (12, 0)], color, dashed=curve.dashed), curve.label)
         for color, curve in zip(_cycle(len(panels[0][1])), panels[0][1], strict=True)
@@ -220,11 +224,14 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, and their multiples by 2 and 5 where there is room."""
+    """Powers of ten from low to high, with their multiples by 2 and 5 where there is room; where
+    not even two of them fit, evenly spaced round numbers.
+    """
     factors = (1, 2, 5) if high / low < 1000 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-    return [tick for tick in ticks if low <= tick <= high]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside if len(inside) > 1 else _ticks(low, high)
 
 
 def _figure(width: float, height: float, title: str, body: Iterable[str]) -> str:

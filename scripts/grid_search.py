@@ -88,11 +88,12 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     @jax.vmap
     def start(rate, seed):
         train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
-        train = sample(train_key, options.train_size)
-        unseen = sample(test_key, options.test_size)
-        if num_held_out:
-            unseen = jax.tree.map(lambda a: a[num_examples:], train)
-            train = jax.tree.map(lambda a: a[:num_examples], train)
+        points = sample(train_key, options.train_size)
+        train, held_out = (
+            jax.tree.map(lambda a, part=part: a[part], points)
+            for part in (slice(num_examples), slice(num_examples, None))
+        )
+        unseen = held_out if num_held_out else sample(test_key, options.test_size)
         optimizer = disk.make_optimizer(options, rate, num_steps)
         return fnn.init_train_state(model, optimizer, init_key), train, unseen, epoch_key
 
@@ -135,9 +136,10 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
 
 
 def interval(values, form):
-    """Mean and 95 % confidence interval over the seeds, as text."""
+    """Mean over the seeds, and its 95 % confidence interval where there is one, as text."""
     mean, half_width = disk.confidence_interval(values.tolist())
-    return f"{mean:{form}} ± {half_width:{form}}"
+    spread = "" if math.isnan(half_width) else f" ± {half_width:{form}}"
+    return f"{mean:{form}}{spread}"
 
 
 def write_rows(path, unseen, rates, seeds, results):
@@ -171,7 +173,9 @@ def draw_curves(rates, results):
             low, high = [m - h for m, h in bounds], [m + h for m, h in bounds]
             curves.append(figures.Curve(f"learning rate {rate:g}", mean, low, high))
         panels.append((y_label, curves))
-    return figures.learning_curves(panels, "Training, by learning rate: mean and its 95 % interval")
+    num_seeds = results.train_losses.shape[1] // len(rates)
+    title = f"Training by learning rate: mean and 95 % interval over {num_seeds} seeds"
+    return figures.learning_curves(panels, title)
 
 
 def search(options):
@@ -192,7 +196,7 @@ def search(options):
         train_losses, losses = grid.train_losses[-1, of_rate], grid.losses[of_rate]
         accuracies = grid.accuracies[of_rate]
         print(
-            f"{rate:<13g}  {interval(train_losses, '.5f')}  {interval(losses, '.5f')}  "
+            f"{rate:<13g}  {interval(train_losses, '.5f'):>17}  {interval(losses, '.5f'):>17}  "
             f"{interval(accuracies, '.2%'):>19}"
         )
         if jnp.isfinite(jnp.sum(train_losses)) and jnp.mean(accuracies) > best_accuracy:
@@ -205,6 +209,9 @@ def search(options):
     chosen_rates = [best_rate] * options.seeds
     chosen = train_networks(options, chosen_rates, all_seeds, 0, "chosen rate")
     write_rows(options.output / "chosen.csv", "test", chosen_rates, all_seeds, chosen)
+    if not jnp.isfinite(jnp.sum(chosen.train_losses[-1])):
+        print(f"grid_search.py: losses are not finite at rate {best_rate:g}", file=sys.stderr)
+        return 1
     print(
         f"training MSE {interval(chosen.train_losses[-1], '.5f')}, "
         f"accuracy {interval(chosen.train_accuracies[-1], '.2%')}\n"

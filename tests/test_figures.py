@@ -76,6 +76,24 @@ def test_learning_curves_draw_a_band_and_leave_out_what_is_not_finite():
     figures.learning_curves([("MSE", [Curve("nothing", [nan])])], "no finite value at all")
 
 
+def test_learning_curves_break_where_a_value_is_not_finite():
+    svg = figures.learning_curves([("MSE", [Curve("a", [0.3, 0.2, math.nan, 0.2, 0.1])])], "")
+    lines = [points_of(line) for line in ElementTree.fromstring(svg).iter(f"{SVG}polyline")]
+    assert [len(line) for line in lines] == [2, 2, 2]  # two runs, and the legend's line
+
+
+def test_learning_curves_of_one_epoch_are_dots_on_whole_epochs():
+    svg = figures.learning_curves([("MSE", [Curve("a", [0.25])])], "")
+    assert svg.count("h0") == 1
+    assert {"0", "1", "2", "3", "4"} <= set(texts(svg))
+    assert "0.5" not in texts(svg)
+
+
+def test_a_narrow_range_of_losses_has_ticks_too():
+    svg = figures.learning_curves([("MSE", [Curve("a", [0.27, 0.26, 0.255])])], "")
+    assert {"0.24", "0.26", "0.28"} <= set(texts(svg))
+
+
 def test_ticks_are_round_and_inside():
     for low, high in ((0, 1), (0, 150), (47.3, 100), (-3, 4e6), (0.001, 0.0013)):
         ticks = figures._ticks(low, high)

@@ -1,12 +1,14 @@
 """scripts/grid_search.py and scripts/compare_pytorch.py as a user runs them."""
 
 import csv
+import re
 import sys
 
 import compare_pytorch
 import disk
 import grid_search
 import jax
+import jax.numpy as jnp
 import pytest
 
 import fnn
@@ -46,24 +48,69 @@ def test_tables_have_a_row_a_network(small_run):
     assert (small_run / "curves.svg").exists()
 
 
-def test_one_network_of_the_grid_is_the_one_that_is_trained_alone(small_run):
-    row = rows(small_run / "grid.csv")[5]
-    assert (row["learning_rate"], row["seed"]) == ("1.0", "2")
-    model = disk.make_network([6], "leaky_relu")
-    optimizer = fnn.sgd(1.0)
-    train_key, _, init_key, epoch_key = jax.random.split(jax.random.key(2), 4)
-    points, labels = fnn.sample_disk(train_key, 60)
-    targets = disk.encode(labels)
+def assert_row_is(row, seed, standardize, encoding, num_train, unseen):
+    """The row's metrics are those of one network trained alone, by the public functions."""
+    rate = float(row["learning_rate"])
+    train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
+    sets = []
+    for key, size in ((train_key, 60), (test_key, 40)):
+        points, labels = fnn.sample_disk(key, size)
+        points = (points - 0.5) / (1 / 12) ** 0.5 if standardize else points
+        sets.append((points, disk.encode(labels, encoding), labels))
+    train, rest = (
+        tuple(part[cut] for part in sets[0]) for cut in (slice(num_train), slice(num_train, None))
+    )
+    model, optimizer = disk.make_network([6], "leaky_relu"), fnn.sgd(rate)
     epoch = fnn.make_train_epoch(model, fnn.MSELoss("batchmean"), optimizer, 10)
     state = fnn.init_train_state(model, optimizer, init_key)
     for number in (1, 2, 3):
-        key = jax.random.fold_in(epoch_key, number)
-        state, _ = epoch(state, points[:40], targets[:40], key)
-    for name, part in (("train", slice(40)), ("validation", slice(40, 60))):
-        parts = points[part], targets[part], labels[part]
-        loss, accuracy = disk.evaluate(model, state.params, *parts)
+        state, _ = epoch(state, *train[:2], jax.random.fold_in(epoch_key, number))
+    for name, part in (("train", train), (unseen, rest if unseen == "validation" else sets[1])):
+        loss, accuracy = disk.evaluate(model, state.params, *part)
         assert float(row[f"{name}_loss"]) == pytest.approx(float(loss), rel=1e-4)
-        assert float(row[f"{name}_accuracy"]) == pytest.approx(float(accuracy), abs=1e-6)
+        assert float(row[f"{name}_accuracy"]) == pytest.approx(float(accuracy), abs=1e-5)
+
+
+def test_a_network_of_the_grid_is_the_one_that_is_trained_alone_on_the_first_points(small_run):
+    row = rows(small_run / "grid.csv")[5]
+    assert (row["learning_rate"], row["seed"]) == ("1.0", "2")
+    assert_row_is(row, 2, False, "one-hot", 40, "validation")
+
+
+def test_the_chosen_rate_is_trained_on_all_training_points_and_tested_on_test_points(tmp_path):
+    options = [*SMALL, "--rates", "1", "--seeds", "1", "--first-seed", "7"]
+    options += ["--encoding", "report", "--standardize", "--output", str(tmp_path)]
+    assert grid_search.main(options) == 0
+    (row,) = rows(tmp_path / "chosen.csv")
+    assert row["seed"] == "7"
+    assert_row_is(row, 7, True, "report", 60, "test")
+
+
+def test_the_rate_is_chosen_by_validation_accuracy(tmp_path, monkeypatch):
+    """Of three rates, the one with the better validation accuracy and the worse everything else."""
+    chosen = []
+
+    def results(options, rates, seeds, num_held_out, title):
+        if not num_held_out:
+            chosen.extend(rates)
+        better = jnp.array(rates) == 2.0
+        train = jnp.where(better, 0.9, 0.1)
+        return grid_search.Results(train[None], 1 - train[None], train, jnp.where(better, 0.8, 0.7))
+
+    monkeypatch.setattr(grid_search, "train_networks", results)
+    options = [*SMALL, "--rates", "1", "2", "3", "--seeds", "2", "--output", str(tmp_path)]
+    assert grid_search.main(options) == 0
+    assert chosen == [2.0, 2.0]
+
+
+def test_curves_show_each_rates_mean_and_interval():
+    table = jnp.array([[0.1, 0.3, 0.5, 0.5]])  # one epoch; two rates with two seeds each
+    nothing = jnp.zeros(4)
+    svg = grid_search.draw_curves([1.0, 2.0], grid_search.Results(table, table, nothing, nothing))
+    bands = re.findall(r'<polygon points="([^"]*)"', svg)
+    heights = [{float(pair.split(",")[1]) for pair in band.split()} for band in bands]
+    assert [len(ys) for ys in heights] == [2, 1, 2, 1]
+    assert "over 2 seeds" in svg
 
 
 def test_chunks_change_nothing(small_run, tmp_path, monkeypatch):
@@ -74,11 +121,6 @@ def test_chunks_change_nothing(small_run, tmp_path, monkeypatch):
         for row, expected in zip(rows(tmp_path / name), rows(small_run / name), strict=True):
             for column, value in row.items():
                 assert float(value) == pytest.approx(float(expected[column]), rel=1e-4)
-
-
-def test_the_report_encoding_and_standardized_inputs_run(tmp_path):
-    options = [*SMALL, "--rates", "0.1", "--seeds", "1", "--output", str(tmp_path)]
-    assert grid_search.main([*options, "--encoding", "report", "--standardize"]) == 0
 
 
 def test_rates_without_finite_losses_are_never_chosen(tmp_path, capsys):

@@ -46,8 +46,8 @@ def test_the_first_program_takes_ten_lines():
 
 
 def test_every_room_is_in_the_table():
-    for path in [*(ROOT / "fnn").glob("[a-z]*.py"), *(ROOT / "scripts").glob("train*.py")]:
-        assert f"`{path.relative_to(ROOT)}`" in README
+    for path in [*(ROOT / "fnn").glob("[a-z]*.py"), *(ROOT / "scripts").glob("*.py")]:
+        assert path.name in README
 
 
 def test_the_commands_install_and_run_in_environments_of_their_own():

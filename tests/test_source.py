@@ -11,6 +11,7 @@ import fnn
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "fnn").glob("**/*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("**/*.py"))
+COMPARISONS = ["benchmark.py", "compare_pytorch.py"]
 AUTODIFF = {
     "grad", "value_and_grad", "vjp", "jvp", "jacobian", "jacfwd", "jacrev", "hessian", "hvp",
     "linearize", "linear_transpose", "fwd_and_bwd", "vjp3", "check_vjp", "check_jvp", "check_grads",
@@ -50,12 +51,13 @@ def test_package_imports_jax_and_the_standard_library_alone(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_import_jax_fnn_and_each_other_alone(path):
     allowed = {"jax", "fnn"} | {script.stem for script in SCRIPTS}
-    compares = path.name == "compare_pytorch.py"
+    compares = path.name in COMPARISONS
     assert foreign_imports(path.read_text(), allowed) == ({"torch"} if compares else set())
 
 
-def test_the_comparison_imports_pytorch_in_functions_alone():
-    tree = ast.parse((ROOT / "scripts" / "compare_pytorch.py").read_text())
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_comparisons_import_pytorch_in_functions_alone(name):
+    tree = ast.parse((ROOT / "scripts" / name).read_text())
     top_level = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = list(imported_names(ast.Module(top_level, [])))
     assert "jax" in names

@@ -1,0 +1,64 @@
+"""scripts/benchmark.py runs and records what it measured; what it measures is not asserted."""
+
+import json
+
+import benchmark
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fnn
+
+
+def test_a_group_is_measured_printed_and_recorded(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert benchmark.main(["--groups", "compile", "--rounds", "1", "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert record["machine"]["jax"] == jax.__version__
+    assert record["unit"] == "seconds"
+    assert set(record["groups"]) == {"compile"}
+    for depth in ("depth 4", "depth 16", "depth 64"):
+        for values in record["groups"]["compile"][depth].values():
+            assert all(value > 0 for value in values)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("64 Linear layers" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_step_written_by_hand_is_the_librarys():
+    model = benchmark.make_model(benchmark.REPORT)
+    optimizer = fnn.sgd(0.01)
+    x, target = benchmark.make_data(benchmark.REPORT, 10)
+    state = fnn.init_train_state(model, optimizer, jax.random.key(0))
+    bare = [(layer["W"], layer["b"]) for layer in state.params if layer]
+    with jax.numpy_rank_promotion("allow"):
+        new, loss = jax.jit(benchmark.bare_step)(bare, x, target)
+    expected, expected_loss = fnn.make_train_step(model, fnn.MSELoss(), optimizer)(state, x, target)
+    assert jnp.allclose(loss, expected_loss, rtol=1e-5)
+    for leaf, other in zip(jax.tree.leaves(new), jax.tree.leaves(expected.params), strict=True):
+        assert jnp.allclose(leaf, other, rtol=1e-5, atol=1e-7)
+
+
+def test_candidates_take_turns_and_warm_up():
+    calls = []
+    candidates = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    seconds = benchmark.take_turns(candidates, 3)
+    assert calls == ["a", "b"] * 5
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--groups fast", "argument --groups: invalid choice: 'fast'"),
+        ("--rounds 0", "argument --rounds: expected an integer from 1"),
+        ("--json /dev/null/x", "argument --json: cannot write /dev/null"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        benchmark.main(arguments.split())
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
