@@ -49,13 +49,20 @@ def parse_options(arguments=None):
 
 
 def take_turns(candidates: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate's calls, which take turns; a call returns what it waits for."""
+    """Seconds of each candidate's calls, which take turns; a call returns what it waits for.
+
+    A turn begins with unmeasured calls for 20 ms, in which the processor wakes up and the threads
+    of the candidate before, which may spin for a while, fall asleep.
+    """
     seconds = {name: [] for name in candidates}
-    for turn in range(-2, rounds):
+    for turn in range(rounds + 1):
         for name, call in candidates.items():
-            started = time.perf_counter()
+            turn_began = started = time.perf_counter()
+            while started - turn_began < 0.02:
+                jax.block_until_ready(call())
+                started = time.perf_counter()
             jax.block_until_ready(call())
-            if turn >= 0:
+            if turn > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

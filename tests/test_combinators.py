@@ -80,3 +80,11 @@ def test_params_and_residuals_must_be_tuples_of_one_entry_a_layer(change):
         model.backward(change(params), residuals, y)
     with pytest.raises(ValueError, match="expected residuals to be a tuple of 5 entries, got"):
         model.backward(params, change(residuals), y)
+
+
+def test_residuals_are_the_activations_and_each_of_them_once():
+    """x of every Linear and y of the last layer: an activation's y is the next Linear's x."""
+    model = make_network()
+    _, residuals = model.forward(model.init(jax.random.key(0)), draw(1, (6, 3)))
+    arrays = {id(leaf): leaf for leaf in jax.tree.leaves(residuals)}.values()
+    assert sorted(array.shape for array in arrays) == [(6, 3), (6, 5), (6, 8)]
