@@ -52,11 +52,7 @@ def parse_options(arguments=None):
         help="train nothing, but write the PyTorch trajectories that the tests hold fnn to",
     )
     options = parser.parse_args(arguments)
-    if options.batch_size > options.train_size:
-        parser.error(
-            f"argument --batch-size: expected at most the {options.train_size} training points, "
-            f"got {options.batch_size}"
-        )
+    disk.check_batch_size(parser, options)
     if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
         parser.error(
             f"argument --rates: expected rates that print differently, got {options.rates}"

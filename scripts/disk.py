@@ -51,6 +51,15 @@ def add_training_options(
     option("--output", type=pathlib.Path, default=output, help="folder for the results")
 
 
+def check_batch_size(parser, options) -> None:
+    """End with an error if a batch does not fit into the training points."""
+    if options.batch_size > options.train_size:
+        parser.error(
+            f"argument --batch-size: expected at most the {options.train_size} training points, "
+            f"got {options.batch_size}"
+        )
+
+
 def add_encoding_option(parser) -> None:
     parser.add_argument(
         "--encoding",

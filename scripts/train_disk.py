@@ -35,11 +35,7 @@ def parse_options(arguments=None):
     )
     option("--quiet", action="store_true", help="print the summary line alone")
     options = parser.parse_args(arguments)
-    if options.batch_size > options.train_size:
-        parser.error(
-            f"argument --batch-size: expected at most the {options.train_size} training points, "
-            f"got {options.batch_size}"
-        )
+    disk.check_batch_size(parser, options)
     parser.check_output(options.output, ["metrics.csv", "params.npz", *FIGURES])
     return options
 

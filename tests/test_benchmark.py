@@ -6,7 +6,6 @@ import json
 import benchmark
 import jax
 import jax.numpy as jnp
-import pytest
 
 import fnn
 
@@ -48,20 +47,3 @@ def test_candidates_take_turns_and_warm_up():
     turns = [name for name, _ in itertools.groupby(calls)]
     assert turns == ["a", "b"] * 4  # the first of them unmeasured
     assert len(calls) > 2 * len(turns)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--groups fast", "argument --groups: invalid choice: 'fast'"),
-        ("--rounds 0", "argument --rounds: expected an integer from 1"),
-        ("--json /dev/null/x", "argument --json: cannot write /dev/null"),
-    ],
-)
-def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        benchmark.main(arguments.split())
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1

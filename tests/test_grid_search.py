@@ -1,10 +1,8 @@
-"""scripts/grid_search.py and scripts/compare_pytorch.py as a user runs them."""
+"""scripts/grid_search.py as a user runs it."""
 
 import csv
 import re
-import sys
 
-import compare_pytorch
 import disk
 import grid_search
 import jax
@@ -129,35 +127,3 @@ def test_rates_without_finite_losses_are_never_chosen(tmp_path, capsys):
     assert {row["learning_rate"] for row in rows(tmp_path / "chosen.csv")} == {"0.1"}
     assert grid_search.main([*options, "--rates", "1e30"]) == 1
     assert "no rate has finite losses: lower --rates" in capsys.readouterr().err
-
-
-BAD = {
-    "--rates": "argument --rates: expected at least one argument",
-    "--rates 0.1 fast": "argument --rates: expected a number from 0 to 3e38, got 'fast'",
-    "--rates 0.1 0.1": "argument --rates: expected different rates",
-    "--seeds 0": "argument --seeds: expected an integer from 1",
-    "--validation-size 1000": "argument --validation-size: expected at most 999",
-    "--batch-size 900 --validation-size 200": "argument --validation-size: expected at most 100",
-    "--encoding binary": "argument --encoding: invalid choice: 'binary'",
-    "--output /dev/null": "argument --output: cannot write /dev/null",
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.items(), ids=BAD.keys())
-def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        grid_search.main(arguments.split())
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_without_pytorch_the_comparison_says_how_to_get_it(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(SystemExit) as exit_info:
-        compare_pytorch.main([])
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert "PyTorch is not installed; 'pip install torch' installs it" in error
-    assert error.count("\n") == 1

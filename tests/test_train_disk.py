@@ -185,42 +185,6 @@ def test_help_gives_every_option_and_its_default():
     assert " ".join(text.split()).count("(default: ") == 14
 
 
-BAD = {
-    "--epochs 0": "argument --epochs: expected an integer from 1 to 2147483647, got '0'",
-    "--epochs many": "argument --epochs: expected an integer from 1 to 2147483647, got 'many'",
-    "--epochs": "argument --epochs: expected one argument",
-    "--batch-size 1001": "argument --batch-size: expected at most the 1000 training points",
-    "--learning-rate -0.1": "argument --learning-rate: expected a number from 0 to 3e38",
-    "--learning-rate -1e-3": "argument --learning-rate: expected a number from 0 to 3e38",
-    "--learning-rate 1e39": "argument --learning-rate: expected a number from 0 to 3e38",
-    "--learning-rate nan": "argument --learning-rate: expected a number from 0 to 3e38",
-    "--momentum -1": "argument --momentum: expected a number from 0 to 3e38",
-    "--weight-decay inf": "argument --weight-decay: expected a number from 0 to 3e38",
-    "--activation swish": "argument --activation: invalid choice: 'swish' (choose from",
-    "--schedule step": "argument --schedule: invalid choice: 'step' (choose from",
-    "--reduction none": "argument --reduction: invalid choice: 'none' (choose from",
-    "--hidden": "argument --hidden: expected at least one argument",
-    "--hidden 25 0": "argument --hidden: expected an integer from 1 to 2147483647, got '0'",
-    "--seed -1": "argument --seed: expected an integer from 0 to 4294967295, got '-1'",
-    "--train-size 1.5": "argument --train-size: expected an integer from 1",
-    "--output /dev/null": "argument --output: cannot write /dev/null: File exists",
-    "--output /dev/null/x": "argument --output: cannot write /dev/null/x: Not a directory",
-    "--epoch 3": "unrecognized arguments: --epoch 3",
-    "stray": "unrecognized arguments: stray",
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.items(), ids=BAD.keys())
-def test_bad_arguments_end_in_one_line_and_status_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        train_disk.main(arguments.split())
-    assert exit_info.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1
-
-
 def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
     (tmp_path / "params.npz").mkdir()
     result = run("--output", tmp_path)

@@ -1,0 +1,81 @@
+"""Bad command lines of every script: one line on stderr that says what is right, status 2."""
+
+import sys
+
+import benchmark
+import compare_pytorch
+import grid_search
+import pytest
+import train_disk
+
+BAD = {
+    train_disk: {
+        "--epochs 0": "argument --epochs: expected an integer from 1 to 2147483647, got '0'",
+        "--epochs many": "argument --epochs: expected an integer from 1 to 2147483647, got 'many'",
+        "--epochs": "argument --epochs: expected one argument",
+        "--batch-size 1001": "argument --batch-size: expected at most the 1000 training points",
+        "--learning-rate -0.1": "argument --learning-rate: expected a number from 0 to 3e38",
+        "--learning-rate -1e-3": "argument --learning-rate: expected a number from 0 to 3e38",
+        "--learning-rate 1e39": "argument --learning-rate: expected a number from 0 to 3e38",
+        "--learning-rate nan": "argument --learning-rate: expected a number from 0 to 3e38",
+        "--momentum -1": "argument --momentum: expected a number from 0 to 3e38",
+        "--weight-decay inf": "argument --weight-decay: expected a number from 0 to 3e38",
+        "--activation swish": "argument --activation: invalid choice: 'swish' (choose from",
+        "--schedule step": "argument --schedule: invalid choice: 'step' (choose from",
+        "--reduction none": "argument --reduction: invalid choice: 'none' (choose from",
+        "--hidden": "argument --hidden: expected at least one argument",
+        "--hidden 25 0": "argument --hidden: expected an integer from 1 to 2147483647, got '0'",
+        "--seed -1": "argument --seed: expected an integer from 0 to 4294967295, got '-1'",
+        "--train-size 1.5": "argument --train-size: expected an integer from 1",
+        "--output /dev/null": "argument --output: cannot write /dev/null: File exists",
+        "--output /dev/null/x": "argument --output: cannot write /dev/null/x: Not a directory",
+        "--epoch 3": "unrecognized arguments: --epoch 3",
+        "stray": "unrecognized arguments: stray",
+    },
+    grid_search: {
+        "--rates": "argument --rates: expected at least one argument",
+        "--rates 0.1 fast": "argument --rates: expected a number from 0 to 3e38, got 'fast'",
+        "--rates 0.1 0.1": "argument --rates: expected different rates",
+        "--seeds 0": "argument --seeds: expected an integer from 1",
+        "--validation-size 1000": "argument --validation-size: expected at most 999",
+        "--batch-size 900 --validation-size 200": (
+            "argument --validation-size: expected at most 100"
+        ),
+        "--encoding binary": "argument --encoding: invalid choice: 'binary'",
+        "--output /dev/null": "argument --output: cannot write /dev/null",
+    },
+    compare_pytorch: {
+        "--batch-size 1001": "argument --batch-size: expected at most the 1000 training points",
+        "--rates 0.1 0.1": "argument --rates: expected rates that print differently",
+        "--dtype float16": "argument --dtype: invalid choice: 'float16'",
+        "--torch-rate -1": "argument --torch-rate: expected a number from 0 to 3e38, got '-1'",
+        "": "PyTorch is not installed; 'pip install torch' installs it",
+    },
+    benchmark: {
+        "--groups fast": "argument --groups: invalid choice: 'fast'",
+        "--rounds 0": "argument --rounds: expected an integer from 1",
+        "--json /dev/null/x": "argument --json: cannot write /dev/null",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        pytest.param(script, arguments, message, id=f"{script.__name__} {arguments}")
+        for script, table in BAD.items()
+        for arguments, message in table.items()
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_status_2(
+    script, arguments, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    with pytest.raises(SystemExit) as exit_info:
+        script.main(arguments.split())
+    assert exit_info.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
