@@ -121,7 +121,8 @@ def train(options):
         except KeyboardInterrupt:
             problem, status = f"interrupted in epoch {epoch}", 130
     fnn.save(options.output / "params.npz", state.params)
-    draw(options, model, state.params, table, train_set, test_set)
+    if table:
+        draw(options, model, state.params, table, train_set, test_set)
     if problem:
         print(f"train_disk.py: {problem}; {options.output} has the results so far", file=sys.stderr)
         return status

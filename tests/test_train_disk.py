@@ -227,3 +227,16 @@ def test_an_interrupt_writes_what_there_is(tmp_path):
     assert "interrupted in epoch" in error
     assert "Traceback" not in error
     assert (tmp_path / "params.npz").exists()
+
+
+def test_an_interrupt_before_the_first_epoch_ends_writes_the_initial_parameters(
+    tmp_path, capsys, monkeypatch
+):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fnn, "make_train_epoch", lambda *arguments: interrupted)
+    assert train_disk.main([*SMALL, "--output", str(tmp_path)]) == 130
+    assert "interrupted in epoch 1" in capsys.readouterr().err
+    assert rows(tmp_path) == []
+    assert (tmp_path / "params.npz").exists()
