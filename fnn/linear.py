@@ -37,7 +37,8 @@ def Linear(
         dtype: the dtype of the parameters.
 
     Raises:
-        ValueError: a dimension is not a positive integer; x, dy or params has another shape.
+        ValueError: a dimension is not a positive integer; x, dy, params or residuals have
+            another shape or are not floating.
     """
     dim_in = check_integer("Linear", "dim_in", dim_in, 1)
     dim_out = check_integer("Linear", "dim_out", dim_out, 1)

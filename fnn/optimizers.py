@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fnn.layer import check_integer, check_nonnegative, check_tree, widen
 
-Schedule = Callable[[Any], Any]
+Schedule = Callable[[Any], Any]  # step () -> rate (), both possibly traced
 
 
 class Optimizer(NamedTuple):
@@ -46,7 +46,8 @@ def sgd(
 
     Raises:
         ValueError: a negative or non-finite number (traced values pass); nesterov without
-            momentum; grads whose structure or shapes are not those of params.
+            momentum; a rate that is no scalar; grads, or the state's velocity, whose structure
+            or shapes are not those of params, or that are not floating.
     """
     if not callable(learning_rate):
         check_nonnegative("sgd", "learning_rate", learning_rate)

@@ -22,6 +22,7 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
     """f(params, x, target, key=None) -> (loss value, grads), by the hand-written passes.
 
     The counterpart of jax.value_and_grad: grads has the structure, shapes and dtypes of params.
+    Shapes: x what the model takes, target what the loss takes beside its output, value ().
     """
 
     def evaluate(params, x, target, key=None):
@@ -34,7 +35,7 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
 
 
 def predict(model: Layer, params: Any, x: jax.Array) -> jax.Array:
-    """The model's output in evaluation mode (no key)."""
+    """The model's output y for x, of the model's shapes, in evaluation mode (no key)."""
     y, _ = model.forward(params, x)
     return y
 
@@ -49,6 +50,8 @@ def make_train_step(
     model: Layer, loss: Loss, optimizer: Optimizer, *, donate: bool = False
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """A jitted f(state, x, target, key=None) -> (state, loss value before the update).
+
+    Shapes: as in loss_and_grads; x and target are the batch.
 
     Args:
         donate: give the given state's buffers to the new one. The given state cannot be used

@@ -37,14 +37,7 @@ def parse_options(arguments=None):
     option("--torch-reduction", choices=disk.REDUCTIONS, help="PyTorch's reduction, if not fnn's")
     option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
     disk.add_encoding_option(parser)
-    disk.add_training_options(
-        parser,
-        epochs=150,
-        batch_size=1,
-        schedule="constant",
-        reduction="batchmean",
-        output="runs/compare",
-    )
+    disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/compare")
     option(
         "--record",
         type=pathlib.Path,

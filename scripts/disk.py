@@ -21,6 +21,12 @@ ACTIVATIONS = {
     "sigmoid": fnn.Sigmoid,
 }
 REDUCTIONS = ("mean", "sum", "batchmean")
+REPORT_PROTOCOL = {
+    "epochs": 150,
+    "batch_size": 1,
+    "schedule": "constant",
+    "reduction": "batchmean",
+}
 
 
 def add_training_options(

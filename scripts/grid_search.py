@@ -42,14 +42,7 @@ def parse_options(arguments=None):
     option("--validation-size", type=positive_int, default=200, help="training points held out")
     option("--standardize", action="store_true", help="scale inputs to mean 0 and variance 1")
     disk.add_encoding_option(parser)
-    disk.add_training_options(
-        parser,
-        epochs=150,
-        batch_size=1,
-        schedule="constant",
-        reduction="batchmean",
-        output="runs/grid",
-    )
+    disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/grid")
     options = parser.parse_args(arguments)
     if options.first_seed + options.seeds > 2**32:
         parser.error(
