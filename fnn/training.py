@@ -10,6 +10,8 @@ from fnn.layer import Layer, check_integer
 from fnn.losses import Loss
 from fnn.optimizers import Optimizer
 
+MOST_BYTES_TO_COPY = 2**24  # shuffled at once; more than that is gathered batch by batch
+
 
 class TrainState(NamedTuple):
     """What a training step maps to its successor: a pytree."""
@@ -95,26 +97,40 @@ def make_train_epoch(
         step_key = None
         if key is not None:
             shuffle_key, step_key = jax.random.split(key)
-        if shuffle:
-            if key is None:
-                raise ValueError("make_train_epoch: expected a key to shuffle with, got None")
-            order = jax.random.permutation(shuffle_key, num_examples)
-            x, target = x[order], target[order]
+        x, target = jnp.asarray(x), jnp.asarray(target)
+        if shuffle and key is None:
+            raise ValueError("make_train_epoch: expected a key to shuffle with, got None")
+
+        def take(order):
+            return x[order], target[order]
+
+        def as_it_is(batch):
+            return batch
+
+        if not shuffle:
+            examples, batch_of = (x, target), as_it_is
+        elif x.nbytes + target.nbytes <= MOST_BYTES_TO_COPY:
+            examples, batch_of = take(_random_order(shuffle_key, num_examples)), as_it_is
+        else:
+            examples, batch_of = _random_order(shuffle_key, num_examples), take
 
         def numbered_step(state, batch):
-            index, x, target = batch
+            index, examples = batch
             key = None if step_key is None else jax.random.fold_in(step_key, index)
-            return step(state, x, target, key)
+            return step(state, *batch_of(examples), key)
 
         num_full = num_examples // batch_size
         split = num_full * batch_size
         losses = []
         if num_full:
-            full = (a[:split].reshape(num_full, batch_size, *a.shape[1:]) for a in (x, target))
-            state, values = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), *full))
+            full = jax.tree.map(
+                lambda a: a[:split].reshape(num_full, batch_size, *a.shape[1:]), examples
+            )
+            state, values = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), full))
             losses.append(values)
         if split < num_examples:
-            state, value = numbered_step(state, (num_full, x[split:], target[split:]))
+            rest = jax.tree.map(lambda a: a[split:], examples)
+            state, value = numbered_step(state, (num_full, rest))
             losses.append(value[None])
         return state, jnp.concatenate(losses)
 
@@ -130,6 +146,21 @@ def _train_step(model, loss, optimizer):
         return TrainState(params, opt_state), value
 
     return step
+
+
+def _random_order(key, length):
+    """The numbers from 0 to length - 1 in random order.
+
+    Sorting numbers by separate random keys, as jax.random.permutation does, would be most of an
+    epoch of few and large batches. Up to 4096 numbers are sorted as the low bits of random words
+    instead; where two words have the same high bits, for any pair with a probability of 2**-20 at
+    most, the smaller number comes first.
+    """
+    num_bits = (length - 1).bit_length()
+    if num_bits > 12:
+        return jax.random.permutation(key, length)
+    words = jax.random.bits(key, (length,), jnp.uint32) >> num_bits << num_bits
+    return jnp.sort(words | jnp.arange(length, dtype=jnp.uint32)) & (2**num_bits - 1)
 
 
 def _count_examples(x, target):

@@ -94,29 +94,31 @@ def make_data(widths, num_examples):
 
 
 def bare_step(state, x, target):
-    """The report network's training step as one would write it by hand, without a library."""
-    (W1, b1), (W2, b2), (W3, b3), (W4, b4) = state
-    h1 = x @ W1.T + b1
+    """The report network's training step as one would write it by hand, on the same pytree."""
+    first, _, second, _, third, _, fourth, _ = state.params
+    h1 = x @ first["W"].T + first["b"]
     h1 = jnp.where(h1 > 0, h1, 0.01 * h1)
-    h2 = h1 @ W2.T + b2
+    h2 = h1 @ second["W"].T + second["b"]
     h2 = jnp.where(h2 > 0, h2, 0.01 * h2)
-    h3 = h2 @ W3.T + b3
+    h3 = h2 @ third["W"].T + third["b"]
     h3 = jnp.where(h3 > 0, h3, 0.01 * h3)
-    y = 1 / (1 + jnp.exp(-(h3 @ W4.T + b4)))
+    y = 1 / (1 + jnp.exp(-(h3 @ fourth["W"].T + fourth["b"])))
     loss = jnp.mean((y - target) ** 2)
     d4 = 2 / y.size * (y - target) * y * (1 - y)
-    d3 = d4 @ W4
+    d3 = d4 @ fourth["W"]
     d3 = jnp.where(h3 > 0, d3, 0.01 * d3)
-    d2 = d3 @ W3
+    d2 = d3 @ third["W"]
     d2 = jnp.where(h2 > 0, d2, 0.01 * d2)
-    d1 = d2 @ W2
+    d1 = d2 @ second["W"]
     d1 = jnp.where(h1 > 0, d1, 0.01 * d1)
-    grads = [(d.T @ h, d.sum(0)) for d, h in ((d1, x), (d2, h1), (d3, h2), (d4, h3))]
-    return jax.tree.map(lambda p, g: p - 0.01 * g, list(state), grads), loss
+    inputs_and_dys = (x, d1), (), (h1, d2), (), (h2, d3), (), (h3, d4), ()
+    grads = tuple({"W": at[1].T @ at[0], "b": at[1].sum(0)} if at else () for at in inputs_and_dys)
+    params = jax.tree.map(lambda p, g: p - 0.01 * g, state.params, grads)
+    return fnn.TrainState(params, state.opt_state._replace(step=state.opt_state.step + 1)), loss
 
 
 def torch_training(widths, x, target, batch_size, threads, compiled=False):
-    """A call that runs one epoch of PyTorch's own training, in the given order."""
+    """A call that runs one epoch of PyTorch's own training, shuffled."""
     import torch
 
     torch.manual_seed(0)
@@ -135,7 +137,9 @@ def torch_training(widths, x, target, batch_size, threads, compiled=False):
 
     def epoch():
         torch.set_num_threads(threads)
-        for part in zip(x.split(batch_size), target.split(batch_size), strict=True):
+        order = torch.randperm(len(x))
+        batches = x[order].split(batch_size), target[order].split(batch_size)
+        for part in zip(*batches, strict=True):
             optimizer.zero_grad()
             loss_of(*part).backward()
             optimizer.step()
@@ -179,7 +183,6 @@ def measure_report_network(rounds):
     x, target = make_data(REPORT, 1000)
     key = jax.random.key(1)
     state = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))(key)
-    bare_state = [(p["W"], p["b"]) for p in state.params if p]
     step, bare = fnn.make_train_step(model, loss, optimizer), jax.jit(bare_step)
     results = {}
     for batch_size in (1, 10, 100, 1000):
@@ -188,9 +191,7 @@ def measure_report_network(rounds):
         calls = max(10, num_steps // 10)
         candidates = {
             "make_train_step": repeated(lambda batch=batch: step(state, *batch), calls),
-            "the same by hand, jax.jit": repeated(
-                lambda batch=batch: bare(bare_state, *batch), calls
-            ),
+            "the same by hand, jax.jit": repeated(lambda batch=batch: bare(state, *batch), calls),
         }
         title = f"2-25-25-25-2, batch {batch_size}: one step, called from Python"
         results[f"call, batch {batch_size}"] = report_table(
