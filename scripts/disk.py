@@ -120,12 +120,19 @@ def format_metrics(train_loss, train_accuracy, loss, accuracy) -> list[str]:
 
 def draw_decision_regions(model: fnn.Layer, params, points, labels) -> str:
     """The figure of what the network says over the unit square, and of its mistakes."""
-    cells = jnp.linspace(0.0025, 0.9975, 200)  # the centres of 200 cells
-    grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
-    inside = jnp.argmax(fnn.predict(model, params, grid), axis=-1) == 1
-    wrong = jnp.argmax(fnn.predict(model, params, points), axis=-1) != labels
-    mistakes, their_labels = points[wrong].tolist(), labels[wrong].tolist()
-    return figures.decision_regions(inside.tolist(), mistakes, their_labels, CENTER, RADIUS)
+    cells = jnp.array([(i + 0.5) / 200 for i in range(200)], points.dtype)  # their centres
+
+    @jax.jit
+    def classify(params, cells, points):
+        grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
+        return [jnp.argmax(fnn.predict(model, params, x), axis=-1) for x in (grid, points)]
+
+    results = jax.device_get(classify(params, cells, points))
+    inside, predicted = (part.tolist() for part in results)
+    answers = zip(points.tolist(), labels.tolist(), predicted, strict=True)
+    mistakes = [(point, label) for point, label, answer in answers if answer != label]
+    wrong_points, their_labels = zip(*mistakes, strict=True) if mistakes else ((), ())
+    return figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)
 
 
 def confidence_interval(values: list[float]) -> tuple[float, float]:

@@ -29,9 +29,8 @@ def test_backward_matches_jax_grad(make, leading):
 
 
 @every_loss
-@every_leading
-def test_backward_matches_finite_differences(make, leading):
-    fnn.check_loss(make(), draw(1, (*leading, 3)), draw(2, (*leading, 3)))
+def test_backward_matches_finite_differences(make):
+    fnn.check_loss(make(), draw(1, (5, 3)), draw(2, (5, 3)))
 
 
 @every_loss

@@ -121,7 +121,6 @@ def small_run(tmp_path_factory):
         "--activation tanh",
         "--learning-rate 0.1",
         "--batch-size 7",
-        "--seed 4294967295",
         "--train-size 59",
         "--hidden 6 6",
         "--epochs 2",
