@@ -1,16 +1,28 @@
-"""Elementwise activations. Each keeps only y, which the next Linear keeps as its x anyway."""
+"""Activations: layers without parameters, for x of any shape.
 
+Each keeps one array for backward: y where the derivative can be written from it, because the next
+Linear keeps y as its x anyway; x where it cannot.
+"""
+
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, check_nonnegative, check_tree
+from fnn.layer import (
+    Layer,
+    check_array,
+    check_integer,
+    check_nonnegative,
+    check_tree,
+    widen,
+)
 
 
 def ReLU() -> Layer:
     """y = max(x, 0); dx = dy where y > 0, else 0. Any shape; params ()."""
-    return _elementwise("ReLU()", jax.nn.relu, lambda y, dy: jnp.where(y > 0, dy, 0))
+    return _keep_y("ReLU()", jax.nn.relu, lambda y, dy: jnp.where(y > 0, dy, 0))
 
 
 def LeakyReLU(negative_slope: float = 0.01) -> Layer:
@@ -29,7 +41,7 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
     def scaled(values):
         return jnp.asarray(negative_slope, values.dtype) * values
 
-    return _elementwise(
+    return _keep_y(
         f"LeakyReLU({negative_slope})",
         lambda x: jnp.where(x > 0, x, scaled(x)),
         lambda y, dy: jnp.where(y > 0, dy, scaled(dy)),
@@ -38,31 +50,189 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
 
 def Tanh() -> Layer:
     """y = tanh(x); dx = dy (1 - y)(1 + y). Any shape; params ()."""
-    return _elementwise("Tanh()", jnp.tanh, lambda y, dy: dy * (1 - y) * (1 + y))
+    return _keep_y("Tanh()", jnp.tanh, lambda y, dy: dy * (1 - y) * (1 + y))
 
 
 def Sigmoid() -> Layer:
     """y = 1 / (1 + exp(-x)); dx = dy y (1 - y). Any shape; params ()."""
-    return _elementwise("Sigmoid()", jax.nn.sigmoid, lambda y, dy: dy * y * (1 - y))
+    return _keep_y("Sigmoid()", jax.nn.sigmoid, lambda y, dy: dy * y * (1 - y))
 
 
-def _elementwise(
+def ELU(alpha: float = 1.0) -> Layer:
+    """y = x where x > 0, else alpha (exp(x) - 1); dx = dy where y > 0, else dy (y + alpha).
+
+    Clevert et al., 2016. Any shape; params ().
+
+    Raises:
+        ValueError: alpha is negative or not a finite number. A traced one passes.
+    """
+    check_nonnegative("ELU", "alpha", alpha)
+
+    def function(x):
+        below = jnp.asarray(alpha, x.dtype) * jnp.expm1(jnp.minimum(x, 0))
+        return jnp.where(x > 0, x, below)
+
+    def pullback(y, dy):
+        return jnp.where(y > 0, dy, dy * (y + jnp.asarray(alpha, y.dtype)))
+
+    return _keep_y(f"ELU({alpha})", function, pullback)
+
+
+def Softplus() -> Layer:
+    """y = log(1 + exp(x)); dx = dy (1 - exp(-y)). Any shape; params ()."""
+    return _keep_y("Softplus()", jax.nn.softplus, lambda y, dy: -dy * jnp.expm1(-y))
+
+
+def GELU(approximate: str = "none") -> Layer:
+    """y = x P(x), where P is the standard normal distribution's cumulative function.
+
+    dx = dy (P(x) + x p(x)), with p(x) = exp(-x^2 / 2) / sqrt(2 pi). With approximate="tanh",
+    P(x) = (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), and p is its derivative.
+    Hendrycks and Gimpel, 2016. Any shape; params (). y does not determine x, so x is kept.
+
+    Raises:
+        ValueError: approximate is neither "none" nor "tanh".
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"GELU: expected approximate 'none' or 'tanh', got {approximate!r}")
+
+    def exact(x):
+        density = jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
+        return jax.lax.erfc(-x / math.sqrt(2)) / 2, density
+
+    def by_tanh(x):
+        scale = math.sqrt(2 / math.pi)
+        t = jnp.tanh(scale * (x + 0.044715 * x**3))
+        return (1 + t) / 2, (1 - t) * (1 + t) / 2 * scale * (1 + 3 * 0.044715 * jnp.square(x))
+
+    return _gated(f"GELU({approximate!r})", exact if approximate == "none" else by_tanh, 40)
+
+
+def SiLU() -> Layer:
+    """y = x s(x) with s(x) = 1 / (1 + exp(-x)); dx = dy s(x) (1 + x (1 - s(x))).
+
+    Elfwing et al., 2018. Any shape; params (). y does not determine x, so x is kept.
+    """
+
+    def gate(x):
+        s = jax.nn.sigmoid(x)
+        return s, s * (1 - s)
+
+    return _gated("SiLU()", gate, 800)
+
+
+def Softmax(axis: int = -1) -> Layer:
+    """y = exp(x) / sum of exp(x) along the axis; dx = y (dy - sum of dy y).
+
+    Any shape with that axis; params (). 16-bit numbers are computed in float32.
+
+    Raises:
+        ValueError: axis is not an integer, or x has no such axis.
+    """
+    return _along_axis(
+        "Softmax",
+        axis,
+        softmax,
+        lambda y, dy, axis: y * (dy - jnp.sum(dy * y, axis, keepdims=True)),
+    )
+
+
+def LogSoftmax(axis: int = -1) -> Layer:
+    """y = x - log of the sum of exp(x) along the axis; dx = dy - exp(y) sum of dy.
+
+    Any shape with that axis; params (). 16-bit numbers are computed in float32.
+
+    Raises:
+        ValueError: axis is not an integer, or x has no such axis.
+    """
+    return _along_axis(
+        "LogSoftmax",
+        axis,
+        log_softmax,
+        lambda y, dy, axis: dy - jnp.exp(y) * jnp.sum(dy, axis, keepdims=True),
+    )
+
+
+def softmax(x: jax.Array, axis: int) -> jax.Array:
+    """exp(x) / sum of exp(x) along the axis; equal infinite x share the whole."""
+    powers = jnp.exp(_below_largest(x, axis))
+    return powers / jnp.sum(powers, axis, keepdims=True)
+
+
+def log_softmax(x: jax.Array, axis: int) -> jax.Array:
+    """x - log of the sum of exp(x) along the axis, the logarithm of softmax."""
+    below = _below_largest(x, axis)
+    return below - jnp.log(jnp.sum(jnp.exp(below), axis, keepdims=True))
+
+
+def _below_largest(x, axis):
+    """x less the largest x along the axis, 0 also where that is infinite."""
+    largest = jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
+    return jnp.where(x == largest, 0, x) - jnp.where(x == largest, 0, largest)
+
+
+def _keep_y(
     name: str,
     function: Callable[[jax.Array], jax.Array],
     pullback: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Layer:
     """The layer y = function(x), dx = pullback(y, dy)."""
 
+    def forward(x):
+        y = function(x)
+        return y, y
+
+    return _activation(name, forward, pullback)
+
+
+def _gated(
+    name: str, gate: Callable[[jax.Array], tuple[jax.Array, jax.Array]], bound: float
+) -> Layer:
+    """The layer y = x g(x), dx = dy (g(x) + x g'(x)); gate(x) is (g(x), g'(x)).
+
+    Beyond -bound and bound, g is 0 and 1 to the last bit, and 0 times infinity is avoided.
+    """
+
+    def forward(x):
+        return jnp.maximum(x, -bound) * gate(jnp.clip(x, -bound, bound))[0], x
+
+    def pullback(x, dy):
+        x = jnp.clip(x, -bound, bound)
+        value, slope = gate(x)
+        return dy * (value + x * slope)
+
+    return _activation(name, forward, pullback)
+
+
+def _along_axis(name, axis, function, pullback):
+    """The layer y = function(x, axis), dx = pullback(y, dy, axis)."""
+    axis = check_integer(name, "axis", axis, -math.inf)
+    name = f"{name}({axis})"
+
+    def checked(x):
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(f"{name}: expected x with an axis {axis}, got shape {x.shape}")
+        return function(widen(x), axis).astype(x.dtype)
+
+    return _keep_y(name, checked, lambda y, dy: pullback(widen(y), widen(dy), axis).astype(y.dtype))
+
+
+def _activation(
+    name: str,
+    function: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    pullback: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Layer:
+    """The layer (y, kept) = function(x), dx = pullback(kept, dy); kept is of y's shape."""
+
     def init(key):
         return ()
 
     def forward(params, x, key=None):
         check_tree(name, "params", params, ())
-        y = function(check_array(name, "x", x, (...,)))
-        return y, y
+        return function(check_array(name, "x", x, (...,)))
 
-    def backward(params, y, dy):
+    def backward(params, kept, dy):
         check_tree(name, "params", params, ())
-        return (), pullback(y, check_array(name, "dy", dy, y.shape, y.dtype))
+        return (), pullback(kept, check_array(name, "dy", dy, kept.shape, kept.dtype))
 
     return Layer(init, forward, backward)

@@ -1,8 +1,11 @@
 """Combinators: many layers -> one layer."""
 
-import jax
+from itertools import accumulate
 
-from fnn.layer import Layer, note_on_error
+import jax
+import jax.numpy as jnp
+
+from fnn.layer import Layer, check_array, note_on_error, shape_token
 
 
 def Sequential(*layers: Layer) -> Layer:
@@ -16,22 +19,7 @@ def Sequential(*layers: Layer) -> Layer:
         ValueError: an argument is not a Layer; params are not a tuple with one entry a layer.
             What a layer raises passes with a note that says where it happened.
     """
-    for index, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise ValueError(f"Sequential: expected a Layer at position {index}, got {layer!r}")
-
-    def check_length(what, entries):
-        is_tuple = isinstance(entries, tuple)
-        if not is_tuple or len(entries) != len(layers):
-            got = f"{len(entries)} entries" if is_tuple else type(entries).__name__
-            raise ValueError(
-                f"Sequential: expected {what} to be a tuple of {len(layers)} entries, got {got}"
-            )
-
-    def init(key):
-        return tuple(
-            layer.init(jax.random.fold_in(key, index)) for index, layer in enumerate(layers)
-        )
+    init, check_length = _several("Sequential", layers)
 
     def forward(params, x, key=None):
         check_length("params", params)
@@ -54,3 +42,119 @@ def Sequential(*layers: Layer) -> Layer:
         return tuple(reversed(grads)), dy
 
     return Layer(init, forward, backward)
+
+
+def Identity() -> Layer:
+    """y = x; dx = dy. Any shape; params (). It is the empty Sequential."""
+    return Sequential()
+
+
+def Residual(layer: Layer) -> Layer:
+    """y = x + f(x); dx = dy + f's dx. He et al., 2016.
+
+    Shapes: those of the layer, whose y must have x's shape. params, grads and residuals are the
+    layer's.
+
+    Raises:
+        ValueError: `layer` is not a Layer; its y has another shape than x.
+    """
+    _check_layers("Residual", (layer,))
+
+    def forward(params, x, key=None):
+        with note_on_error("in Residual, forward"):
+            y, residuals = layer.forward(params, x, key)
+            x = check_array("Residual", "x", x, y.shape, y.dtype)
+        return x + y, residuals
+
+    def backward(params, residuals, dy):
+        with note_on_error("in Residual, backward"):
+            grads, dx = layer.backward(params, residuals, dy)
+        return grads, jnp.asarray(dy, dx.dtype) + dx
+
+    return Layer(layer.init, forward, backward)
+
+
+def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
+    """y = the layers' outputs for the same x, side by side along the last axis, or their sum.
+
+    dx is the sum of the layers' dx, each for its part of dy. params, grads and residuals are
+    tuples, one entry a layer; layer i draws from fold_in(key, i).
+
+    Shapes: x what every layer takes; y (..., sum of the layers' features) for combine="concat",
+    where the axes before must be equal, and that of every layer for combine="sum".
+
+    Raises:
+        ValueError: no layers, or an argument is not a Layer; combine is neither "concat" nor
+            "sum"; the layers' outputs do not fit together; params are not a tuple with one entry
+            a layer. What a layer raises passes with a note that says where it happened.
+    """
+    if not layers:
+        raise ValueError("Parallel: expected at least one layer, got none")
+    if combine not in ("concat", "sum"):
+        raise ValueError(f"Parallel: expected combine 'concat' or 'sum', got {combine!r}")
+    init, check_length = _several("Parallel", layers)
+
+    def forward(params, x, key=None):
+        check_length("params", params)
+        outputs, residuals = [], []
+        for index, layer in enumerate(layers):
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            with note_on_error(f"in layer {index} of Parallel, forward"):
+                y, kept = layer.forward(params[index], x, layer_key)
+            outputs.append(y)
+            residuals.append(kept)
+        shared = slice(None) if combine == "sum" else slice(-1)
+        shapes = [y.shape for y in outputs]
+        if len({(len(shape), shape[shared]) for shape in shapes}) > 1 or not shapes[0][-1:]:
+            raise ValueError(
+                f"Parallel: expected outputs to {combine} of shapes that fit, got {shapes}"
+            )
+        tokens = tuple(shape_token(y) for y in outputs)
+        y = sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
+        return y, (tuple(residuals), tokens)
+
+    def backward(params, residuals, dy):
+        check_length("params", params)
+        residuals, tokens = residuals
+        check_length("residuals", residuals)
+        parts = [dy] * len(layers)
+        if combine == "concat":
+            leading = tokens[0].shape[1:-1]
+            ends = list(accumulate(token.shape[-1] for token in tokens))
+            dy = check_array("Parallel", "dy", dy, (*leading, ends[-1]))
+            parts = jnp.split(dy, ends[:-1], axis=-1)
+        grads, dxs = [], []
+        for index, layer in enumerate(layers):
+            with note_on_error(f"in layer {index} of Parallel, backward"):
+                grad, dx = layer.backward(params[index], residuals[index], parts[index])
+            grads.append(grad)
+            dxs.append(dx)
+        return tuple(grads), sum(dxs)
+
+    return Layer(init, forward, backward)
+
+
+def _several(name, layers):
+    """init for a tuple of layers, and check_length(what, entries) for what has one entry each."""
+    _check_layers(name, layers)
+
+    def init(key):
+        return tuple(
+            layer.init(jax.random.fold_in(key, index)) for index, layer in enumerate(layers)
+        )
+
+    def check_length(what, entries):
+        is_tuple = isinstance(entries, tuple)
+        if not is_tuple or len(entries) != len(layers):
+            got = f"{len(entries)} entries" if is_tuple else type(entries).__name__
+            raise ValueError(
+                f"{name}: expected {what} to be a tuple of {len(layers)} entries, got {got}"
+            )
+
+    return init, check_length
+
+
+def _check_layers(name, layers):
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r}")

@@ -1,12 +1,20 @@
-"""Data: the disk task."""
+"""Data: the disk task, and files in the IDX format."""
 
+import array
+import gzip
 import math
+import os
+import struct
+import sys
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.layer import check_integer, check_nonnegative
+
+IDX_TYPES = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}  # as in array.array
 
 
 def sample_disk(
@@ -35,3 +43,49 @@ def sample_disk(
     points = jax.random.uniform(key, (num_examples, 2), dtype)
     squared_distance = jnp.sum(jnp.square(points - jnp.broadcast_to(center, points.shape)), axis=-1)
     return points, (squared_distance < jnp.square(radius)).astype(jnp.int32)
+
+
+def load_idx(path: str | os.PathLike) -> jax.Array:
+    """The array in an IDX file, the format of MNIST, plain or compressed by gzip.
+
+    Such a file has two bytes 0, a byte for the elements' type, a byte for the number of axes, the
+    axes' lengths of four bytes each, and then the elements in C order, all of them with the most
+    significant byte first (LeCun et al., http://yann.lecun.com/exdb/mnist). The types are uint8,
+    int8, int16, int32, float32 and float64, which becomes float32 without jax_enable_x64.
+
+    Whatever the header says, memory is allocated only for what the file contains.
+
+    Raises:
+        OSError: the file cannot be opened or read.
+        ValueError: it is no such file, is corrupt, or has more or less in it than its header
+            says; the message names the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_compressed = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_compressed else open)(path, "rb") as file:
+            return _read_idx(file)
+    except (EOFError, gzip.BadGzipFile, ValueError, zlib.error) as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _read_idx(file):
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES:
+        raise ValueError(f"expected an IDX file, got one that begins with bytes {magic.hex(' ')}")
+    lengths = file.read(4 * magic[3])
+    if len(lengths) < 4 * magic[3]:
+        raise ValueError(f"expected the lengths of {magic[3]} axes, got {len(lengths)} bytes")
+    shape = struct.unpack(f">{magic[3]}I", lengths)
+    elements = array.array(IDX_TYPES[magic[2]])
+    expected = math.prod(shape) * elements.itemsize
+    content = bytearray()
+    while chunk := file.read(min(2**20, expected + 1 - len(content))):
+        content += chunk
+    if len(content) != expected:
+        got = "more" if len(content) > expected else f"{len(content)} bytes"
+        raise ValueError(f"expected {expected} bytes for shape {shape}, got {got}")
+    elements.frombytes(content)
+    if sys.byteorder == "little":
+        elements.byteswap()
+    return jnp.asarray(memoryview(elements)).reshape(shape)

@@ -48,16 +48,21 @@ def check_array(
     """`array` as a jax array, converted to `dtype` where one is given.
 
     Raises ValueError unless it is floating point and of `shape`, in which a leading Ellipsis
-    stands for any number of axes.
+    stands for any number of axes and a name for an axis of any length.
     """
     array = jnp.asarray(array)
+    lengths, num_leading = shape, 0
     if shape[:1] == (...,):
-        num_leading = array.ndim - len(shape) + 1
-        fits = num_leading >= 0 and array.shape[num_leading:] == shape[1:]
-    else:
-        fits = array.shape == shape
-    if not fits:
-        pattern = str(shape).replace("Ellipsis", "...")
+        lengths, num_leading = shape[1:], array.ndim - len(shape) + 1
+    if (
+        array.ndim - num_leading != len(lengths)
+        or num_leading < 0
+        or not all(
+            isinstance(expected, str) or length == expected
+            for length, expected in zip(array.shape[num_leading:], lengths, strict=True)
+        )
+    ):
+        pattern = str(shape).replace("Ellipsis", "...").replace("'", "")
         raise ValueError(f"{name}: expected {what} of shape {pattern}, got {array.shape}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name}: expected {what} of a floating dtype, got {array.dtype}")
@@ -110,6 +115,29 @@ def check_nonnegative(name: str, what: str, value: Any) -> None:
         return
     if not is_scalar or not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected {what} to be a finite number >= 0, got {value!r}")
+
+
+def check_positive(name: str, what: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a finite real scalar > 0; a traced one passes."""
+    check_nonnegative(name, what, value)
+    if not isinstance(value, jax.core.Tracer) and value == 0:
+        raise ValueError(f"{name}: expected {what} to be above 0, got {value!r}")
+
+
+def check_integers(name: str, what: str, array: Any) -> jax.Array:
+    """`array` as a jax array; raises ValueError unless it is of an integer dtype."""
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name}: expected {what} of an integer dtype, got {array.dtype}")
+    return array
+
+
+def shape_token(array: jax.Array) -> jax.Array:
+    """An array without elements by which residuals remember the shape and dtype of `array`.
+
+    It has one axis more, the first, of length 0.
+    """
+    return jnp.zeros((0, *array.shape), array.dtype)
 
 
 def accumulation_dtype(dtype: Any) -> Any:

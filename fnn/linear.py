@@ -1,4 +1,4 @@
-"""Linear: the affine map."""
+"""Linear, the affine map, and Embedding, the linear map of one-hot vectors."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.initializers import xavier_uniform, zeros
+from fnn.initializers import standard_normal, xavier_uniform, zeros
 from fnn.layer import (
     Layer,
     accumulation_dtype,
     check_array,
     check_integer,
+    check_integers,
     check_tree,
     widen,
 )
@@ -73,6 +74,55 @@ def Linear(
             grads["b"] = jnp.sum(dy, axis=leading, dtype=accumulation_dtype(dy.dtype))
         grads = {leaf: grad.astype(params[leaf].dtype) for leaf, grad in grads.items()}
         return grads, _contract(dy, params["W"], -1, 0).astype(x.dtype)
+
+    return Layer(init, forward, backward)
+
+
+def Embedding(
+    num_embeddings: int,
+    dim: int,
+    *,
+    weight_init: Callable[..., jax.Array] = standard_normal,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y = W[x], a row of W for each integer of x; standard normal weights, as in PyTorch.
+
+    Backward: dW[i] = sum of dy where x is i; dx = 0, integers of x's shape and dtype, because x
+    cannot move.
+
+    An index outside of 0 to num_embeddings - 1, a negative one too, gives a row of NaN, and
+    no gradient to any row: no other row takes its place.
+
+    Shapes: x (...) of an integer dtype, y (..., dim) of W's dtype; params
+    {"W": (num_embeddings, dim)}.
+
+    Raises:
+        ValueError: a dimension is not a positive integer; x is not of an integer dtype; dy or
+            params have another shape or are not floating.
+    """
+    num_embeddings = check_integer("Embedding", "num_embeddings", num_embeddings, 1)
+    dim = check_integer("Embedding", "dim", dim, 1)
+    name = f"Embedding({num_embeddings}, {dim})"
+    like = {"W": jax.ShapeDtypeStruct((num_embeddings, dim), dtype)}
+
+    def init(key):
+        return {"W": weight_init(key, (num_embeddings, dim), dtype)}
+
+    def rows(x):
+        """x, with an index beyond the last row for those below the first."""
+        return jnp.where(x < 0, num_embeddings, x.astype(int))
+
+    def forward(params, x, key=None):
+        check_tree(name, "params", params, like)
+        x = check_integers(name, "x", x)
+        return params["W"].at[rows(x)].get(mode="fill", fill_value=jnp.nan), x
+
+    def backward(params, x, dy):
+        check_tree(name, "params", params, like)
+        x, W = check_integers(name, "residuals", x), params["W"]
+        dy = check_array(name, "dy", dy, (*x.shape, dim), W.dtype)
+        dW = jnp.zeros_like(widen(W)).at[rows(x)].add(widen(dy), mode="drop")
+        return {"W": dW.astype(W.dtype)}, jnp.zeros_like(x)
 
     return Layer(init, forward, backward)
 

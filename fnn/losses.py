@@ -1,12 +1,20 @@
-"""Losses: pairs of pure functions, in the style of layers."""
+"""Losses: pairs of pure functions, in the style of layers.
 
+Every loss is s times a sum of terms. The scale s is 1 / number of terms for the reduction "mean",
+as in torch.nn; 1 for "sum"; and for "batchmean" 1 / batch size, where the batch size is the length
+of the first axis, or 1 for a single example (prediction with fewer than two axes). A mean over
+nothing is refused with a ValueError. The value is a scalar in prediction's dtype.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import check_array, widen
+from fnn.activations import log_softmax
+from fnn.layer import check_array, check_positive, widen
 
 
 class Loss(NamedTuple):
@@ -21,36 +29,142 @@ class Loss(NamedTuple):
 def MSELoss(reduction: str = "mean") -> Loss:
     """value = s * sum((prediction - target)^2); d_prediction = 2 s (prediction - target).
 
-    The scale s is 1 / number of elements for "mean", as in torch.nn.MSELoss; 1 for "sum"; and
-    1 / batch size for "batchmean", where the batch size is the length of the first axis, or 1
-    for a single example (prediction with fewer than two axes).
-
-    Shapes: prediction and target the same, whatever it is; value (), in prediction's dtype.
+    Shapes: prediction and target the same, whatever it is; value ().
 
     Raises:
         ValueError: unknown reduction; target's shape is not prediction's; a mean over nothing.
     """
+
+    def evaluate(prediction, target):
+        difference = prediction - target
+        return jnp.square(difference), difference
+
+    return _loss("MSELoss", reduction, evaluate, factor=2)
+
+
+def L1Loss(reduction: str = "mean") -> Loss:
+    """value = s * sum(|prediction - target|); d_prediction = s sign(prediction - target).
+
+    Where the two are equal, the derivative is 0. Shapes, Raises: as MSELoss.
+    """
+
+    def evaluate(prediction, target):
+        difference = prediction - target
+        return jnp.abs(difference), jnp.sign(difference)
+
+    return _loss("L1Loss", reduction, evaluate)
+
+
+def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
+    """value = s * sum(c d - c^2 / 2) with d = prediction - target and c = d clipped to +-delta.
+
+    d_prediction = s c. So a term is d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2).
+    Huber, 1964. Shapes: as MSELoss.
+
+    Raises:
+        ValueError: as MSELoss; delta is not a finite number above 0. A traced one passes.
+    """
+    check_positive("HuberLoss", "delta", delta)
+
+    def evaluate(prediction, target):
+        difference, limit = prediction - target, jnp.asarray(delta, prediction.dtype)
+        clipped = jnp.clip(difference, -limit, limit)
+        return clipped * (difference - clipped / 2), clipped
+
+    return _loss("HuberLoss", reduction, evaluate)
+
+
+def BCEWithLogitsLoss(reduction: str = "mean") -> Loss:
+    """value = -s * sum(t log p + (1 - t) log(1 - p)) with p = sigmoid(prediction), t = target.
+
+    d_prediction = s (p - t). No exponential overflows, because a term is computed from the logit
+    x as log(1 + exp(-|x|)) + w |x|, where w is 1 - t for x > 0, else t.
+
+    Shapes, Raises: as MSELoss; target holds probabilities, from 0 to 1.
+    """
+
+    def evaluate(logit, target):
+        weight = jnp.where(logit > 0, 1 - target, target)
+        terms = jnp.log1p(jnp.exp(-jnp.abs(logit))) + _product(weight, jnp.abs(logit))
+        return terms, jax.nn.sigmoid(logit) - target
+
+    return _loss("BCEWithLogitsLoss", reduction, evaluate)
+
+
+def CrossEntropyLoss(reduction: str = "mean") -> Loss:
+    """value = -s * sum over examples and classes of t log p with p = softmax(prediction).
+
+    d_prediction = s (p sum(t) - t). The terms are the examples: a mean is over them, as in
+    torch.nn.CrossEntropyLoss.
+
+    Shapes: prediction (..., classes), the logits; target (...) of an integer dtype, each
+    example's class, or (..., classes) of a floating one, the probabilities t; value ().
+
+    A class that is not from 0 to classes - 1 makes the value and its example's derivatives NaN:
+    unlike PyTorch, which passes over -100, this passes over none.
+
+    Raises:
+        ValueError: unknown reduction; a target of another shape or dtype; a mean over nothing.
+    """
+
+    def probabilities(logits, target):
+        target, expected = jnp.asarray(target), logits.shape[:-1]
+        if not jnp.issubdtype(target.dtype, jnp.integer):
+            return check_array("CrossEntropyLoss", "target", target, logits.shape, logits.dtype)
+        if target.shape != expected:
+            raise ValueError(
+                f"CrossEntropyLoss: expected integer labels of shape {expected} or probabilities "
+                f"of shape {logits.shape}, got {target.dtype} of shape {target.shape}"
+            )
+        classes = logits.shape[-1]
+        is_class = ((target >= 0) & (target < classes)).astype(logits.dtype)
+        return jax.nn.one_hot(target, classes, dtype=logits.dtype) / is_class[..., None]
+
+    def evaluate(logits, target):
+        log_p = log_softmax(logits, -1)
+        terms = -jnp.sum(_product(target, log_p), axis=-1)
+        return terms, jnp.exp(log_p) * jnp.sum(target, axis=-1, keepdims=True) - target
+
+    return _loss("CrossEntropyLoss", reduction, evaluate, probabilities)
+
+
+def _product(weight, value):
+    """weight * value, 0 where the weight is, however large the value."""
+    return jnp.where(weight == 0, 0, weight * value)
+
+
+def _loss(name, reduction, evaluate, probabilities=None, factor=1):
+    """The loss s * sum(terms), d_prediction = s factor slopes: evaluate(prediction, target), in
+    their accumulation dtype, is (terms, slopes). The slopes are the residuals.
+
+    With probabilities(prediction, target), which converts the target, the terms are examples,
+    else elements.
+    """
     if reduction not in ("mean", "sum", "batchmean"):
         raise ValueError(
-            f"MSELoss: expected reduction 'mean', 'sum' or 'batchmean', got {reduction!r}"
+            f"{name}: expected reduction 'mean', 'sum' or 'batchmean', got {reduction!r}"
         )
+    shape = (..., "classes") if probabilities else (...,)
 
-    def scale(array):
+    def scale(shape):
         if reduction == "sum":
             return 1.0
-        count = array.size if reduction == "mean" else array.shape[0] if array.ndim > 1 else 1
-        if array.size == 0:
-            raise ValueError(f"MSELoss: expected at least one element, got shape {array.shape}")
-        return 1.0 / count
+        if math.prod(shape) == 0:
+            raise ValueError(f"{name}: expected at least one element, got shape {shape}")
+        if reduction == "mean":
+            return 1.0 / math.prod(shape[:-1] if probabilities else shape)
+        return 1.0 / (shape[0] if len(shape) > 1 else 1)
 
     def forward(prediction, target):
-        prediction = check_array("MSELoss", "prediction", prediction, (...,))
-        target = check_array("MSELoss", "target", target, prediction.shape, prediction.dtype)
-        difference = prediction - target
-        value = scale(difference) * jnp.sum(jnp.square(widen(difference)))
-        return value.astype(difference.dtype), difference
+        prediction = check_array(name, "prediction", prediction, shape)
+        wide = widen(prediction)
+        if probabilities:
+            target = probabilities(wide, target)
+        terms, slopes = evaluate(wide, check_array(name, "target", target, wide.shape, wide.dtype))
+        value = scale(wide.shape) * jnp.sum(terms)
+        return value.astype(prediction.dtype), slopes.astype(prediction.dtype)
 
-    def backward(difference):
-        return (2 * scale(difference) * widen(difference)).astype(difference.dtype)
+    def backward(slopes):
+        return (factor * scale(slopes.shape) * widen(slopes)).astype(slopes.dtype)
 
     return Loss(forward, backward)

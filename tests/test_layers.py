@@ -52,7 +52,9 @@ def test_jit_equals_eager_without_nans(case):
     layer, params, x, dy = layer_inputs(case)
     expected = jax.jit(functools.partial(pass_through, layer))(params, x, dy)
     with jax.disable_jit(), jax.debug_nans(True):
-        chex.assert_trees_all_close(pass_through(layer, params, x, dy), expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(
+            pass_through(layer, params, x, dy), expected, rtol=1e-5, atol=1e-6
+        )
 
 
 @every_layer

@@ -1,0 +1,50 @@
+"""Dropout: zeros at random places, while training."""
+
+import jax
+import jax.numpy as jnp
+
+from fnn.layer import Layer, check_array, check_tree, shape_token
+
+
+def Dropout(rate: float) -> Layer:
+    """y = x m / (1 - rate), dx = dy m / (1 - rate), with m = 0 with probability `rate`, else 1.
+
+    Without a key, in evaluation mode, y = x and dx = dy. Srivastava et al., 2014.
+
+    The residuals are the mask m, a byte an element: to draw it again from the key would take
+    more time than all of the rest.
+
+    Any shape; params ().
+
+    Raises:
+        ValueError: rate is not a number from 0 to 1. A traced one passes.
+    """
+    if not isinstance(rate, jax.core.Tracer):
+        is_real = isinstance(rate, int | float | jax.Array) and jnp.ndim(rate) == 0
+        if not is_real or isinstance(rate, bool) or not 0 <= rate <= 1:
+            raise ValueError(f"Dropout: expected rate to be a number from 0 to 1, got {rate!r}")
+        rate = float(rate)
+    name = f"Dropout({rate})"
+
+    def init(key):
+        return ()
+
+    def drop(mask, values):
+        kept = jnp.asarray(1 - rate, values.dtype)
+        return jnp.where(mask, values / jnp.where(kept > 0, kept, 1), 0)
+
+    def forward(params, x, key=None):
+        check_tree(name, "params", params, ())
+        x = check_array(name, "x", x, (...,))
+        if key is None:
+            return x, (None, shape_token(x))
+        mask = jax.random.bernoulli(key, 1 - rate, x.shape)
+        return drop(mask, x), (mask, shape_token(x))
+
+    def backward(params, residuals, dy):
+        check_tree(name, "params", params, ())
+        mask, token = residuals
+        dy = check_array(name, "dy", dy, token.shape[1:], token.dtype)
+        return (), dy if mask is None else drop(mask, dy)
+
+    return Layer(init, forward, backward)
