@@ -49,8 +49,8 @@ def _normalization(kind, dim, eps, centered):
     like = {"scale": shape, "bias": shape} if centered else {"scale": shape}
 
     def init(key):
-        scale = {"scale": jnp.ones(dim)}
-        return {**scale, "bias": jnp.zeros(dim)} if centered else scale
+        scale = {"scale": jnp.ones(dim, jnp.float32)}
+        return {**scale, "bias": jnp.zeros(dim, jnp.float32)} if centered else scale
 
     def mean(values):
         return jnp.mean(values, axis=-1, keepdims=True)

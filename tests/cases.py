@@ -13,6 +13,7 @@ class LayerCase(NamedTuple):
     make: Callable[[], fnn.Layer]
     x: tuple[int, ...]  # shape of one example
     y: tuple[int, ...]
+    num_indices: int = 0  # where x has integers, below this
 
 
 def make_network():
@@ -21,36 +22,105 @@ def make_network():
     )
 
 
+def make_image_network():
+    return fnn.Sequential(
+        fnn.Conv2d(2, 4, 3, padding="SAME"),
+        fnn.GELU(),
+        fnn.AvgPool2d(2),
+        fnn.Flatten(),
+        fnn.Dropout(0.5),
+        fnn.LayerNorm(16),
+        fnn.Residual(fnn.Sequential(fnn.Linear(16, 16), fnn.SiLU())),
+    )
+
+
 LAYERS = {
     "Linear": LayerCase(lambda: fnn.Linear(3, 4), (3,), (4,)),
     "Linear-no-bias": LayerCase(lambda: fnn.Linear(3, 4, bias=False), (3,), (4,)),
     "Linear-one-feature": LayerCase(lambda: fnn.Linear(1, 1), (1,), (1,)),
+    "Embedding": LayerCase(lambda: fnn.Embedding(5, 3), (2,), (2, 3), num_indices=5),
+    "Conv2d": LayerCase(lambda: fnn.Conv2d(2, 3, 3), (5, 4, 2), (3, 2, 3)),
+    "Conv2d-same-strided": LayerCase(
+        lambda: fnn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding="SAME"), (6, 5, 2), (3, 2, 3)
+    ),
+    "Conv2d-padded-no-bias": LayerCase(
+        lambda: fnn.Conv2d(1, 2, 2, stride=2, padding=(3, 1), bias=False), (3, 4, 1), (4, 3, 2)
+    ),
+    "MaxPool2d": LayerCase(lambda: fnn.MaxPool2d(2), (5, 4, 2), (2, 2, 2)),
+    "MaxPool2d-overlapping": LayerCase(lambda: fnn.MaxPool2d((3, 2), 1), (4, 4, 2), (2, 3, 2)),
+    "AvgPool2d": LayerCase(lambda: fnn.AvgPool2d((2, 1)), (5, 4, 2), (2, 4, 2)),
+    "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
+    "Flatten": LayerCase(fnn.Flatten, (2, 3, 4), (24,)),
+    "LayerNorm": LayerCase(lambda: fnn.LayerNorm(3), (3,), (3,)),
+    "RMSNorm": LayerCase(lambda: fnn.RMSNorm(3), (3,), (3,)),
+    "Dropout-without-a-key": LayerCase(lambda: fnn.Dropout(0.5), (3,), (3,)),
     "ReLU": LayerCase(fnn.ReLU, (3,), (3,)),
     "LeakyReLU": LayerCase(fnn.LeakyReLU, (3,), (3,)),
     "LeakyReLU-slope-2": LayerCase(lambda: fnn.LeakyReLU(2.0), (3,), (3,)),
+    "ELU": LayerCase(fnn.ELU, (3,), (3,)),
+    "ELU-alpha-2": LayerCase(lambda: fnn.ELU(2.0), (3,), (3,)),
+    "GELU": LayerCase(fnn.GELU, (3,), (3,)),
+    "GELU-tanh": LayerCase(lambda: fnn.GELU("tanh"), (3,), (3,)),
+    "SiLU": LayerCase(fnn.SiLU, (3,), (3,)),
+    "Softplus": LayerCase(fnn.Softplus, (3,), (3,)),
     "Tanh": LayerCase(fnn.Tanh, (3,), (3,)),
     "Sigmoid": LayerCase(fnn.Sigmoid, (3,), (3,)),
+    "Softmax": LayerCase(fnn.Softmax, (3,), (3,)),
+    "Softmax-axis-2": LayerCase(lambda: fnn.Softmax(-2), (4, 3), (4, 3)),
+    "LogSoftmax": LayerCase(fnn.LogSoftmax, (3,), (3,)),
+    "LogSoftmax-axis-2": LayerCase(lambda: fnn.LogSoftmax(-2), (4, 3), (4, 3)),
     "Sequential": LayerCase(make_network, (3,), (2,)),
     "Sequential-nested": LayerCase(
         lambda: fnn.Sequential(make_network(), fnn.Sequential(), fnn.Sigmoid()), (3,), (2,)
     ),
-    "Sequential-empty": LayerCase(fnn.Sequential, (3,), (3,)),
+    "Sequential-of-images": LayerCase(make_image_network, (4, 4, 2), (16,)),
+    "Identity": LayerCase(fnn.Identity, (3,), (3,)),
+    "Residual": LayerCase(lambda: fnn.Residual(fnn.Linear(3, 3)), (3,), (3,)),
+    "Parallel": LayerCase(lambda: fnn.Parallel(fnn.Linear(3, 2), fnn.Tanh()), (3,), (5,)),
+    "Parallel-sum": LayerCase(
+        lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), combine="sum"), (3,), (3,)
+    ),
 }
 
-LOSSES = {
-    f"MSELoss-{reduction}": lambda reduction=reduction: fnn.MSELoss(reduction)
-    for reduction in ("mean", "sum", "batchmean")
-}
 
-LEADING = {"example": (), "batch": (5,), "batch-of-one": (1,), "two-axes": (2, 3)}
+class LossCase(NamedTuple):
+    make: Callable[[str], fnn.Loss]  # from a reduction
+    target: Callable[..., jax.Array]  # from a seed, the prediction's shape and dtype
 
 
 def draw(seed, shape, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
 
 
+def draw_probabilities(seed, shape, dtype=jnp.float32):
+    return jax.nn.softmax(draw(seed, shape)).astype(dtype)
+
+
+def draw_labels(seed, shape, dtype=None):
+    return jax.random.randint(jax.random.key(seed), shape[:-1], 0, shape[-1])
+
+
+LOSSES = {
+    "MSELoss": LossCase(fnn.MSELoss, draw),
+    "L1Loss": LossCase(fnn.L1Loss, draw),
+    "HuberLoss": LossCase(lambda reduction: fnn.HuberLoss(1.0, reduction), draw),
+    "HuberLoss-narrow": LossCase(lambda reduction: fnn.HuberLoss(0.1, reduction), draw),
+    "BCEWithLogitsLoss": LossCase(fnn.BCEWithLogitsLoss, draw_probabilities),
+    "CrossEntropyLoss": LossCase(fnn.CrossEntropyLoss, draw_probabilities),
+    "CrossEntropyLoss-labels": LossCase(fnn.CrossEntropyLoss, draw_labels),
+}
+REDUCTIONS = ["mean", "sum", "batchmean"]
+
+LEADING = {"example": (), "batch": (5,), "batch-of-one": (1,), "two-axes": (2, 3)}
+
+
+def is_floating(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
 def cast(tree, dtype):
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    """The tree with its floating leaves in `dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, tree)
 
 
 def layer_inputs(case, leading=(5,), dtype=jnp.float32):
@@ -59,5 +129,8 @@ def layer_inputs(case, leading=(5,), dtype=jnp.float32):
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * draw(leaf.size, leaf.shape), layer.init(jax.random.key(0))
     )
-    x, dy = draw(1, leading + case.x, dtype), draw(2, leading + case.y, dtype)
-    return layer, cast(params, dtype), x, dy
+    if case.num_indices:
+        x = jax.random.randint(jax.random.key(1), leading + case.x, 0, case.num_indices)
+    else:
+        x = draw(1, leading + case.x, dtype)
+    return layer, cast(params, dtype), x, draw(2, leading + case.y, dtype)

@@ -1,15 +1,17 @@
 """The properties that every loss has, and the values of each."""
 
+from functools import partial
+from itertools import product
+
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LEADING, LOSSES, draw
+from cases import LEADING, LOSSES, REDUCTIONS, draw
 
 import fnn
 
-every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES.keys())
-every_leading = pytest.mark.parametrize("leading", LEADING.values(), ids=LEADING.keys())
+every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
 
 
 def pass_through(loss, prediction, target):
@@ -18,52 +20,99 @@ def pass_through(loss, prediction, target):
 
 
 @every_loss
-@every_leading
-def test_backward_matches_jax_grad(make, leading):
+def test_backward_matches_jax_grad(case):
     with jax.enable_x64(True):
-        loss = make()
-        prediction, target = (draw(seed, (*leading, 3), jnp.float64) for seed in (1, 2))
-        expected = jax.value_and_grad(lambda p: loss.forward(p, target)[0])(prediction)
-        actual = pass_through(loss, prediction, target)
-        chex.assert_trees_all_close(actual, expected, rtol=1e-10)
+        inputs = {
+            name: [
+                make((*leading, 3), jnp.float64)
+                for make in (partial(draw, 1), partial(case.target, 2))
+            ]
+            for name, leading in LEADING.items()
+        }
+
+        @jax.jit
+        def by_hand_and_by_jax(inputs):
+            by_hand, by_jax = {}, {}
+            for reduction, name in [*product(REDUCTIONS, ["batch"]), *product(["mean"], inputs)]:
+                prediction, target = inputs[name]
+                loss = case.make(reduction)
+                by_hand[name, reduction] = pass_through(loss, prediction, target)
+                value, vjp = jax.vjp(
+                    lambda p, loss=loss, t=target: loss.forward(p, t)[0], prediction
+                )
+                by_jax[name, reduction] = value, *vjp(jnp.ones_like(value))
+            return by_hand, by_jax
+
+        actual, expected = by_hand_and_by_jax(inputs)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-10, atol=1e-14)
 
 
 @every_loss
-def test_backward_matches_finite_differences(make):
-    fnn.check_loss(make(), draw(1, (5, 3)), draw(2, (5, 3)))
+def test_backward_matches_finite_differences(case):
+    fnn.check_loss(case.make("mean"), draw(1, (5, 3)), case.target(2, (5, 3)))
 
 
 @every_loss
-def test_jit_vmap_and_eager_agree(make):
-    loss = make()
-    prediction, target = draw(1, (4, 5, 3)), draw(2, (4, 5, 3))
+def test_jit_vmap_and_eager_agree(case):
+    loss = case.make("mean")
+    prediction, target = draw(1, (4, 5, 3)), case.target(2, (4, 5, 3))
     many = jax.jit(jax.vmap(lambda p, t: pass_through(loss, p, t)))(prediction, target)
     each = [pass_through(loss, p, t) for p, t in zip(prediction, target, strict=True)]
-    chex.assert_trees_all_close(many, jax.tree.map(lambda *a: jnp.stack(a), *each), rtol=1e-6)
+    chex.assert_trees_all_close(many, jax.tree.map(lambda *a: jnp.stack(a), *each), rtol=1e-5)
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
-def test_dtypes_are_preserved(make, dtype):
+def test_dtypes_are_preserved(case, dtype):
     with jax.enable_x64(True):
-        value, d_prediction = pass_through(make(), draw(1, (5, 2), dtype), draw(2, (5, 2)))
+        prediction, target = draw(1, (5, 2), dtype), case.target(2, (5, 2))
+        value, d_prediction = pass_through(case.make("mean"), prediction, target)
         assert value.shape == ()
         assert value.dtype == d_prediction.dtype == dtype
+        exact = pass_through(case.make("mean"), prediction.astype(float), target)
+        chex.assert_trees_all_close(
+            (value.astype(float), d_prediction.astype(float)), exact, rtol=0.02, atol=1e-3
+        )
 
 
 @every_loss
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_wrong_targets_are_refused(make, wrap):
-    run = wrap(lambda prediction, target: pass_through(make(), prediction, target))
-    for shape in ((5,), (1, 2), (5, 1), (5, 2, 1), ()):
-        with pytest.raises(ValueError, match=r"expected target of shape \(5, 2\), got"):
-            run(jnp.ones((5, 2)), jnp.ones(shape))
+def test_wrong_targets_are_refused(case, wrap):
+    run = wrap(lambda prediction, target: pass_through(case.make("mean"), prediction, target))
+    target = case.target(2, (5, 2))
+    for shape in ((1, 2), (5, 1), (5, 2, 1), ()):
+        with pytest.raises(ValueError, match=r"expected (target|integer labels) of shape \(5"):
+            run(jnp.ones((5, 2)), jnp.ones(shape, target.dtype))
     with pytest.raises(ValueError, match=r"expected target of shape \(5, 1\), got \(5,\)"):
         run(jnp.ones((5, 1)), jnp.ones(5))
-    with pytest.raises(ValueError, match="expected target of a floating dtype, got int32"):
+    with pytest.raises(ValueError, match=r"expected (target|integer labels) of .*, got int32"):
         run(jnp.ones((5, 2)), jnp.ones((5, 2), jnp.int32))
     with pytest.raises(ValueError, match="expected prediction of a floating dtype, got int32"):
-        run(jnp.ones((5, 2), jnp.int32), jnp.ones((5, 2)))
+        run(jnp.ones((5, 2), jnp.int32), target)
+
+
+@every_loss
+def test_a_mean_over_nothing_is_refused(case):
+    prediction, target = jnp.zeros((0, 2)), case.target(2, (0, 2))
+    assert case.make("sum").forward(prediction, target)[0] == 0
+    for reduction in ("mean", "batchmean"):
+        with pytest.raises(ValueError, match="expected at least one element"):
+            case.make(reduction).forward(prediction, target)
+
+
+@every_loss
+def test_an_unknown_reduction_is_refused(case):
+    with pytest.raises(ValueError, match="expected reduction 'mean', 'sum' or 'batchmean', got"):
+        case.make("none")
+
+
+@every_loss
+def test_predictions_of_1e4_give_finite_values_and_derivatives(case):
+    with jax.debug_nans(True):
+        for seed in range(3):
+            prediction = 1e4 * jnp.sign(draw(seed, (20, 3)))
+            results = pass_through(case.make("sum"), prediction, case.target(2, (20, 3)))
+            chex.assert_tree_all_finite(results)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +145,66 @@ def test_mse_derivative_in_float16_is_exact_where_its_scale_is_tiny():
     assert jnp.allclose(d_prediction.astype(float), 2 * 200 / 4e6, rtol=1e-3)
 
 
-def test_mse_refuses_a_mean_over_nothing():
-    nothing = jnp.zeros((0, 2))
-    assert fnn.MSELoss("sum").forward(nothing, nothing)[0] == 0
-    for reduction in ("mean", "batchmean"):
-        with pytest.raises(ValueError, match="expected at least one element"):
-            fnn.MSELoss(reduction).forward(nothing, nothing)
+@pytest.mark.parametrize(
+    ("logit", "target", "value", "derivative"),
+    [
+        (jnp.inf, 1.0, 0.0, 0.0),
+        (-jnp.inf, 0.0, 0.0, 0.0),
+        (1e4, 0.0, 1e4, 1.0),
+        (-1e4, 1.0, 1e4, -1.0),
+        (0.0, 1.0, 0.6931472, -0.5),
+    ],
+)
+def test_binary_cross_entropy_at_its_limits(logit, target, value, derivative):
+    results = pass_through(fnn.BCEWithLogitsLoss(), jnp.array(logit), jnp.array(target))
+    chex.assert_trees_all_close(results, (jnp.array(value), jnp.array(derivative)), rtol=1e-6)
 
 
-def test_mse_refuses_an_unknown_reduction():
-    with pytest.raises(ValueError, match="expected reduction 'mean', 'sum' or 'batchmean', got"):
-        fnn.MSELoss("none")
+@pytest.mark.parametrize(
+    ("logits", "label", "value", "derivative"),
+    [
+        ([1e4, 0.0], 0, 0.0, [0.0, 0.0]),
+        ([1e4, 0.0], 1, 1e4, [1.0, -1.0]),
+        ([jnp.inf, 0.0], 0, 0.0, [0.0, 0.0]),
+        ([-jnp.inf, 0.0], 1, 0.0, [0.0, 0.0]),
+        ([-jnp.inf, 0.0], 0, jnp.inf, [-1.0, 1.0]),
+        ([0.0, 0.0], 0, 0.6931472, [-0.5, 0.5]),
+    ],
+)
+def test_cross_entropy_at_its_limits(logits, label, value, derivative):
+    for target in (jnp.array(label), jax.nn.one_hot(label, 2)):
+        results = pass_through(fnn.CrossEntropyLoss(), jnp.array(logits), target)
+        chex.assert_trees_all_close(results, (jnp.array(value), jnp.array(derivative)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1, -100, 2, 255])
+def test_a_label_that_is_no_class_gives_nan_to_its_example_alone(label):
+    labels = jnp.array([0, label, 1])
+    value, d_logits = pass_through(fnn.CrossEntropyLoss(), draw(1, (3, 2)), labels)
+    assert jnp.isnan(value)
+    assert jnp.all(jnp.isnan(d_logits).any(axis=-1) == jnp.array([False, True, False]))
+
+
+def test_labels_may_be_of_any_integer_dtype():
+    logits, expected = draw(1, (3, 2)), None
+    for dtype in (jnp.int32, jnp.uint8, jnp.int16):
+        value, _ = fnn.CrossEntropyLoss().forward(logits, jnp.array([0, 1, 1], dtype))
+        assert expected is None or value == expected
+        expected = value
+
+
+def test_huber_is_quadratic_inside_delta_and_linear_outside():
+    d = jnp.array([0.5, -2.0, 3.0, 0.0])
+    value, d_prediction = pass_through(fnn.HuberLoss(2.0, "sum"), d, jnp.zeros(4))
+    chex.assert_trees_all_close(value, 0.125 + 2 + 2 * (3 - 1))
+    chex.assert_trees_all_close(d_prediction, jnp.array([0.5, -2.0, 2.0, 0.0]))
+    for delta in (0, -1.0, jnp.inf, jnp.nan):
+        with pytest.raises(ValueError, match="HuberLoss: expected delta"):
+            fnn.HuberLoss(delta)
+
+
+def test_residuals_are_one_array_of_the_predictions_shape():
+    for case in LOSSES.values():
+        prediction, target = draw(1, (5, 3), jnp.bfloat16), case.target(2, (5, 3))
+        _, residuals = case.make("mean").forward(prediction, target)
+        assert [leaf.nbytes for leaf in jax.tree.leaves(residuals)] == [2 * 15]
