@@ -69,7 +69,7 @@ def ELU(alpha: float = 1.0) -> Layer:
     check_nonnegative("ELU", "alpha", alpha)
 
     def function(x):
-        below = jnp.asarray(alpha, x.dtype) * jnp.expm1(jnp.minimum(x, 0))
+        below = jnp.asarray(alpha, x.dtype) * jnp.expm1(jnp.where(x > 0, 0, x))
         return jnp.where(x > 0, x, below)
 
     def pullback(y, dy):

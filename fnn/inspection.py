@@ -59,7 +59,8 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 def _kind(layer):
     """The layer's name, as its error messages have it, and the layers of a Sequential, or None."""
     function = inspect.unwrap(layer.forward)
-    maker = getattr(function, "__qualname__", type(function).__name__).split(".")[0]
+    maker = getattr(function, "__qualname__", type(function).__name__)
+    maker = maker.removesuffix(".<locals>.forward").split(".")[-1]
     closure = {}
     if inspect.isfunction(function):
         closure = inspect.getclosurevars(function).nonlocals

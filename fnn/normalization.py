@@ -62,9 +62,10 @@ def _normalization(kind, dim, eps, centered):
         check_tree(name, "params", params, like)
         x = check_array(name, "x", x, (..., dim))
         wide = widen(x)
-        center = mean(wide) if centered else jnp.zeros((*x.shape[:-1], 1), wide.dtype)
-        inverse = jax.lax.rsqrt(mean(jnp.square(wide - center)) + jnp.asarray(eps, wide.dtype))
-        y = (wide - center) * inverse * along_features(params["scale"], wide)
+        center = mean(wide) if centered else None
+        offset = wide - center if centered else wide
+        inverse = jax.lax.rsqrt(mean(jnp.square(offset)) + jnp.asarray(eps, wide.dtype))
+        y = offset * inverse * along_features(params["scale"], wide)
         if centered:
             y = y + along_features(params["bias"], wide)
         return y.astype(x.dtype), (x, center, inverse)
@@ -74,7 +75,7 @@ def _normalization(kind, dim, eps, centered):
         x, center, inverse = residuals
         x = check_array(name, "residuals", x, (..., dim))
         dy = widen(check_array(name, "dy", dy, x.shape, x.dtype))
-        normal = (widen(x) - center) * inverse
+        normal = (widen(x) - center if centered else widen(x)) * inverse
         leading = tuple(range(x.ndim - 1))
         grads = {"scale": jnp.sum(dy * normal, axis=leading)}
         dnormal = dy * along_features(params["scale"], dy)

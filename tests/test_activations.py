@@ -12,6 +12,11 @@ ACTIVATIONS = {
     "LeakyReLU-slope-0": fnn.LeakyReLU(0.0),
     "Tanh": fnn.Tanh(),
     "Sigmoid": fnn.Sigmoid(),
+    "ELU": fnn.ELU(2.0),
+    "Softplus": fnn.Softplus(),
+    "GELU": fnn.GELU(),
+    "GELU-tanh": fnn.GELU("tanh"),
+    "SiLU": fnn.SiLU(),
 }
 every_activation = pytest.mark.parametrize("layer", ACTIVATIONS.values(), ids=ACTIVATIONS.keys())
 
@@ -28,6 +33,11 @@ def derivative(layer, x):
         ("LeakyReLU", [-0.02, 0, 2], [0.01, 0.01, 1]),
         ("Tanh", [-0.964027580, 0, 0.964027580], [0.0706508249, 1, 0.0706508249]),
         ("Sigmoid", [0.119202922, 0.5, 0.880797078], [0.104993585, 0.25, 0.104993585]),
+        ("ELU", [-1.72932943, 0, 2], [0.270670566, 2, 1]),
+        ("Softplus", [0.126928011, 0.693147181, 2.12692801], [0.119202922, 0.5, 0.880797078]),
+        ("GELU", [-0.0455002639, 0, 1.95449974], [-0.0852317858, 0.5, 1.08523179]),
+        ("GELU-tanh", [-0.0454023059, 0, 1.95459769], [-0.0860992600, 0.5, 1.08609926]),
+        ("SiLU", [-0.238405844, 0, 1.76159416], [-0.0907842413, 0.5, 1.09078424]),
     ],
 )
 def test_values_at_minus_2_0_and_2(name, values, derivatives):
@@ -40,19 +50,20 @@ def test_values_at_minus_2_0_and_2(name, values, derivatives):
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_far_out_derivatives_are_their_limits(layer, dtype):
     with jax.enable_x64(True), jax.debug_nans(True):
-        limits = {"ReLU": (0, 1), "LeakyReLU": (0.01, 1), "Tanh": (0, 0), "Sigmoid": (0, 0)}
-        limits["LeakyReLU-slope-0"] = limits["ReLU"]
+        limits = {"LeakyReLU": (0.01, 1), "Tanh": (0, 0), "Sigmoid": (0, 0)}
         name = next(name for name, value in ACTIVATIONS.items() if value is layer)
         for x in (1e4, jnp.inf):
             actual = derivative(layer, jnp.array([-x, x], dtype))
             assert not jnp.any(jnp.isnan(layer.forward((), jnp.array([-x, x], dtype))[0]))
-            assert jnp.all(actual == jnp.array(limits[name], dtype))
+            assert jnp.all(actual == jnp.array(limits.get(name, (0, 1)), dtype))
 
 
 @every_activation
-def test_residuals_are_y_alone(layer):
-    y, residuals = layer.forward((), jnp.linspace(-1, 1, 5))
-    assert residuals is y
+def test_residuals_are_y_alone_or_x_where_y_does_not_tell_it(layer):
+    x = jnp.linspace(-1, 1, 5)
+    y, residuals = layer.forward((), x)
+    gated = [ACTIVATIONS[name] for name in ("GELU", "GELU-tanh", "SiLU")]
+    assert residuals is (x if layer in gated else y)
 
 
 @every_activation
@@ -80,3 +91,37 @@ def test_params_are_the_empty_tuple():
     for scalar in (3.0, jnp.float32(3)):
         with pytest.raises(ValueError, match=r"Tanh\(\): expected params of shapes \(\), got"):
             fnn.Tanh().forward(scalar, jnp.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_softmax_of_infinite_and_large_numbers_is_its_limit(dtype):
+    rows = [[1e4, -1e4, 0], [jnp.inf, 0, -jnp.inf], [-jnp.inf, 0, 0], [1e4, 1e4, -1e4]]
+    shares = jnp.array([[1, 0, 0], [1, 0, 0], [0, 0.5, 0.5], [0.5, 0.5, 0]], dtype)
+    with jax.debug_nans(True):
+        y, kept = fnn.Softmax().forward((), jnp.array(rows, dtype))
+        assert jnp.all(y == shares)
+        dx = fnn.Softmax().backward((), kept, jnp.array([[1, 2, 3]] * 4, dtype))[1]
+        assert jnp.all(
+            dx == jnp.array([[0, 0, 0], [0, 0, 0], [0, -0.25, 0.25], [-0.25, 0.25, 0]], dtype)
+        )
+        y, kept = fnn.LogSoftmax().forward((), jnp.array(rows, dtype))
+        assert jnp.allclose(jnp.exp(y), shares)
+        assert jnp.all(jnp.isfinite(fnn.LogSoftmax().backward((), kept, jnp.ones_like(y))[1]))
+
+
+def test_softmax_refuses_an_axis_that_x_has_not():
+    for make in (fnn.Softmax, fnn.LogSoftmax):
+        with pytest.raises(
+            ValueError, match=r"Softmax\(-3\): expected x with an axis -3, got shape"
+        ):
+            make(-3).forward((), jnp.ones((2, 3)))
+        with pytest.raises(ValueError, match="Softmax: expected axis to be an integer"):
+            make(1.5)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="GELU: expected approximate 'none' or 'tanh', got 'fast'"):
+        fnn.GELU("fast")
+    for alpha in (-1.0, jnp.nan, "1"):
+        with pytest.raises(ValueError, match="ELU: expected alpha to be a finite number >= 0"):
+            fnn.ELU(alpha)

@@ -88,3 +88,62 @@ def test_residuals_are_the_activations_and_each_of_them_once():
     _, residuals = model.forward(model.init(jax.random.key(0)), draw(1, (6, 3)))
     arrays = {id(leaf): leaf for leaf in jax.tree.leaves(residuals)}.values()
     assert sorted(array.shape for array in arrays) == [(6, 3), (6, 5), (6, 8)]
+
+
+def test_residual_adds_x_and_parallel_joins_or_adds_what_its_layers_say():
+    x, layer = draw(1, (5, 3)), fnn.Tanh()
+    y = jnp.tanh(x)
+    assert jnp.all(fnn.Residual(layer).forward((), x)[0] == x + y)
+    both = fnn.Parallel(layer, fnn.Identity())
+    assert jnp.all(both.forward(((), ()), x)[0] == jnp.concatenate([y, x], axis=-1))
+    total = fnn.Parallel(layer, fnn.Identity(), combine="sum")
+    assert jnp.all(total.forward(((), ()), x)[0] == y + x)
+
+
+def test_branches_draw_and_drop_independently():
+    drop = fnn.Dropout(0.5)
+    both = fnn.Parallel(drop, drop, combine="sum")
+    y, _ = both.forward(((), ()), jnp.ones(1000), jax.random.key(0))
+    assert set(y.tolist()) == {0.0, 2.0, 4.0}
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_outputs_that_do_not_fit_are_refused(wrap):
+    wide, flat = fnn.Linear(3, 4), fnn.Layer(lambda key: (), lambda p, x, key=None: (x[0], x), None)
+    for layer, message in (
+        (fnn.Residual(wide), r"Residual: expected x of shape \(5, 4\), got \(5, 3\)"),
+        (
+            fnn.Parallel(wide, fnn.Tanh(), combine="sum"),
+            "Parallel: expected outputs to sum of shapes",
+        ),
+        (fnn.Parallel(fnn.Tanh(), flat), "Parallel: expected outputs to concat of shapes that fit"),
+    ):
+        params = layer.init(jax.random.key(0))
+        with pytest.raises(ValueError, match=message):
+            wrap(layer.forward)(params, jnp.ones((5, 3)))
+
+
+def test_errors_inside_branches_say_where():
+    model = fnn.Sequential(fnn.Residual(fnn.Parallel(fnn.Tanh(), fnn.Linear(4, 3), combine="sum")))
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Linear\(4, 3\): expected x") as caught:
+        model.forward(params, jnp.ones((5, 3)))
+    assert caught.value.__notes__ == [
+        "in layer 1 of Parallel, forward",
+        "in Residual, forward",
+        "in layer 0 of Sequential, forward",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fnn.Residual(fnn.Tanh), "Residual: expected a Layer at position 0, got <func"),
+        (lambda: fnn.Parallel(), "Parallel: expected at least one layer, got none"),
+        (lambda: fnn.Parallel(3), "Parallel: expected a Layer at position 0, got 3"),
+        (lambda: fnn.Parallel(fnn.Tanh(), combine="mean"), "expected combine 'concat' or 'sum'"),
+    ],
+)
+def test_combinators_refuse_what_makes_no_sense(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,3 +1,8 @@
+import gzip
+import math
+import struct
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -39,3 +44,81 @@ def test_the_key_decides_and_x64_does_not():
 def test_radius_may_be_traced():
     count = jax.vmap(lambda radius: fnn.sample_disk(jax.random.key(0), 50, radius=radius)[1].sum())
     assert count(jnp.array([0.0, 2.0])).tolist() == [0, 50]
+
+
+def idx_bytes(type_code, shape, elements):
+    header = bytes([0, 0, type_code, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+    return header + elements
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open], ids=["plain", "gzip"])
+@pytest.mark.parametrize(
+    ("type_code", "letter", "dtype"),
+    [
+        (0x08, "B", jnp.uint8),
+        (0x09, "b", jnp.int8),
+        (0x0B, "h", jnp.int16),
+        (0x0C, "i", jnp.int32),
+        (0x0D, "f", jnp.float32),
+        (0x0E, "d", jnp.float64),
+    ],
+)
+def test_idx_files_of_every_type_are_read(tmp_path, opener, type_code, letter, dtype):
+    with opener(tmp_path / "data", "wb") as file:
+        file.write(idx_bytes(type_code, (2, 3), struct.pack(f">6{letter}", 1, 2, 3, 4, 5, 100)))
+    with jax.enable_x64(True):
+        data = fnn.load_idx(tmp_path / "data")
+    assert data.dtype == dtype
+    assert data.tolist() == [[1, 2, 3], [4, 5, 100]]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 1, 3)])
+def test_idx_files_of_every_shape_are_read(tmp_path, shape):
+    size = math.prod(shape)
+    (tmp_path / "data").write_bytes(idx_bytes(8, shape, bytes(size)))
+    assert fnn.load_idx(tmp_path / "data").shape == shape
+
+
+GOOD = idx_bytes(8, (2, 3), bytes(range(6)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected an IDX file, got one that begins with"),
+        (GOOD[:3], "expected an IDX file"),
+        (b"PK" + GOOD, "begins with bytes 50 4b 00 00"),
+        (idx_bytes(7, (1,), b"0"), "begins with bytes 00 00 07 01"),
+        (GOOD[:7], "expected the lengths of 2 axes, got 3 bytes"),
+        (GOOD[:-1], r"expected 6 bytes for shape \(2, 3\), got 5 bytes"),
+        (GOOD + b"0", r"expected 6 bytes for shape \(2, 3\), got more"),
+        (idx_bytes(0x0E, (2**32 - 1,) * 3, b"0"), "expected 6338.* got 1 bytes"),
+        (gzip.compress(GOOD)[:-9], "ended before the end-of-stream marker"),
+        (gzip.compress(GOOD)[:-1], "ended before the end-of-stream marker"),
+        (gzip.compress(GOOD)[:-8] + bytes(8), "CRC check failed"),
+        (gzip.compress(GOOD) + b"more", "Not a gzipped file"),
+        (b"\x1f\x8b" + bytes(20), "compression method"),
+    ],
+)
+def test_a_bad_idx_file_is_named_with_what_is_wrong(tmp_path, content, message):
+    (tmp_path / "data").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'data'}: .*{message}"):
+        fnn.load_idx(tmp_path / "data")
+
+
+def test_a_missing_idx_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fnn.load_idx(tmp_path / "data")
+
+
+def test_a_lying_header_allocates_nothing(tmp_path):
+    """Not even from a compressed file that would unpack to much more than its header says."""
+    bomb = gzip.compress(idx_bytes(8, (2**31, 2**31), bytes(2**20)))
+    for content in (bomb, gzip.compress(idx_bytes(8, (10,), bytes(2**28)))):
+        (tmp_path / "data").write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="expected"):
+            fnn.load_idx(tmp_path / "data")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**23

@@ -77,3 +77,31 @@ def test_16_bit_sums_accumulate_in_float32():
     tall = fnn.Linear(1, 4096, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16)
     _, dx = tall.backward(tall.init(jax.random.key(0)), ones[0], ones[:, 0])
     assert dx.item() == 4096
+
+
+def test_embedding_looks_up_rows_and_adds_up_their_gradients():
+    layer, table = fnn.Embedding(3, 2), {"W": jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
+    y, residuals = layer.forward(table, jnp.array([2, 0, 2]))
+    assert y.tolist() == [[5, 6], [1, 2], [5, 6]]
+    grads, dx = layer.backward(table, residuals, jnp.array([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]]))
+    assert grads["W"].tolist() == [[3, 4], [0, 0], [11, 22]]
+    assert dx.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.uint8])
+def test_an_index_without_a_row_gives_nan_and_no_gradient(dtype):
+    layer, table = fnn.Embedding(3, 2), {"W": jnp.ones((3, 2))}
+    x = jnp.array([0, 3, 100, jnp.iinfo(dtype).max, jnp.iinfo(dtype).min], dtype)
+    y, residuals = layer.forward(table, x)
+    is_row = jnp.array([True, False, False, False, x[-1] == 0])
+    assert jnp.all(jnp.isnan(y).all(axis=-1) == ~is_row)
+    grads, _ = layer.backward(table, residuals, jnp.ones((5, 2)))
+    assert grads["W"].tolist() == [[int(is_row.sum())] * 2, [0, 0], [0, 0]]
+
+
+def test_embeddings_of_16_bits_accumulate_in_float32():
+    layer = fnn.Embedding(1, 1, dtype=jnp.bfloat16)
+    grads, _ = layer.backward(
+        layer.init(jax.random.key(0)), jnp.zeros(4096, int), jnp.ones((4096, 1), jnp.bfloat16)
+    )
+    assert grads["W"].item() == 4096

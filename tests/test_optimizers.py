@@ -168,3 +168,92 @@ def test_schedules_work_on_traced_steps_and_peaks():
     chex.assert_trees_all_close(
         halfway(jnp.array([10, 10]), jnp.array([0, 5])), jnp.array([0.5, 1.0])
     )
+
+
+def test_adam_follows_its_rule():
+    b1, b2, eps, decay, rate = 0.8, 0.95, 1e-6, 0.1, 0.05
+    optimizer = fnn.adam(rate, b1, b2, eps, decay)
+    with jax.enable_x64(True):
+        p, state = jnp.array(2.0), optimizer.init(jnp.array(2.0))
+        expected, m, v = 2.0, 0.0, 0.0
+        for step, grad in enumerate([1.0, -3.0, 0.5, 0.0], 1):
+            p, state = optimizer.update(jnp.array(grad), state, p)
+            m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad**2
+            direction = (m / (1 - b1**step)) / (math.sqrt(v / (1 - b2**step)) + eps)
+            expected -= rate * (direction + decay * expected)
+            assert abs(p.item() - expected) < 1e-14
+        assert state.step == 4
+
+
+def test_adams_first_step_is_the_rate_in_float32_too():
+    optimizer = fnn.adam(0.001)
+    for grad in (1e-3, 1.0, 1e4):
+        p, _ = optimizer.update(jnp.array(grad), optimizer.init(jnp.array(0.0)), jnp.array(0.0))
+        assert abs(p.item() / -0.001 - 1) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_adam_preserves_dtypes_and_keeps_moments_in_float32_at_least(dtype):
+    with jax.enable_x64(True):
+        tree = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        optimizer = fnn.adam(fnn.cosine_decay(0.25, 10), weight_decay=0.1)
+        state = optimizer.init(tree)
+        new, new_state = jax.jit(optimizer.update)(tree, state, tree)
+        chex.assert_trees_all_equal_shapes_and_dtypes((new, new_state), (tree, state))
+        wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(state[1:])} == {jnp.dtype(wide)}
+
+
+def test_adams_numbers_may_be_traced():
+    def train(rate, b1, b2, eps, decay):
+        optimizer = fnn.adam(rate, b1, b2, eps, decay)
+        new, state = optimizer.update(params, optimizer.init(params), params)
+        return optimizer.update(params, state, new)[0]
+
+    numbers = [0.1, 0.9, 0.99, 1e-6, 0.1]
+    chex.assert_trees_all_close(jax.jit(train)(*numbers), train(*numbers), rtol=1e-5)
+    chex.assert_trees_all_close(train(0.1, 0.0, 0.0, 1e-6, 0.0), train(0.1, 0, 0, 1e-6, 0))
+
+
+def test_gradients_are_scaled_down_to_the_global_norm_and_never_up():
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
+    start = jax.tree.map(jnp.zeros_like, grads)
+    for max_norm, factor in ((1.0, 0.2), (5.0, 1.0), (100.0, 1.0)):
+        optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), max_norm)
+        new, _ = optimizer.update(grads, optimizer.init(start), start)
+        expected = {"a": jnp.array([-3 * factor, 0]), "b": jnp.array([[-4 * factor]])}
+        chex.assert_trees_all_close(new, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 0.0])
+def test_norms_beyond_the_range_of_squares_are_clipped_right(scale):
+    grads = jnp.array([3.0, 4.0]) * jnp.float32(scale)
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), 1.0)
+    new, _ = optimizer.update(grads, optimizer.init(grads), jnp.zeros(2))
+    expected = -grads if scale < 1 else jnp.array([-0.6, -0.8])
+    chex.assert_trees_all_close(new, expected, rtol=1e-6)
+
+
+def test_clipping_hides_no_nan_and_preserves_dtypes():
+    optimizer = fnn.clip_by_global_norm(fnn.adam(0.1), 1.0)
+    for bad in (jnp.nan, jnp.inf):
+        tree = {"a": jnp.array([bad, 1.0], jnp.bfloat16), "b": jnp.ones(3)}
+        start = jax.tree.map(jnp.zeros_like, tree)
+        new, _ = optimizer.update(tree, optimizer.init(start), start)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, tree)
+        assert jnp.isnan(new["a"][0])
+    assert optimizer.update((), optimizer.init(()), ())[0] == ()
+
+
+def test_exponential_decay_and_piecewise_constant_follow_their_formulas():
+    rate = fnn.exponential_decay(0.5, 10, 0.1)
+    for step in (0, 1, 10, 25):
+        assert abs(rate(step).item() - 0.5 * 0.1 ** (step / 10)) < 1e-7
+    rate = fnn.piecewise_constant([2, 5], [1.0, 0.5, 0.25])
+    assert [rate(step).item() for step in range(7)] == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    rates = jax.jit(
+        jax.vmap(lambda scale: jax.vmap(fnn.piecewise_constant([1], [scale, 0.0]))(jnp.arange(2)))
+    )
+    assert rates(jnp.array([1.0, 3.0])).tolist() == [[1, 0], [3, 0]]
+    decays = jax.vmap(lambda base: fnn.exponential_decay(1.0, 2, base)(4))
+    assert decays(jnp.array([0.5, 1.0])).tolist() == [0.25, 1]

@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import draw
+
+import fnn
+
+KEY = jax.random.key(0)
+
+
+def run(layer, x):
+    return layer.forward(layer.init(KEY), x)
+
+
+def test_a_convolution_is_the_sum_of_its_definition():
+    x, dy = draw(1, (6, 5, 2)), draw(2, (4, 3, 3))
+    layer = fnn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding=(2, 1))
+    params = {"W": draw(3, (3, 2, 2, 3)), "b": draw(4, (3,))}
+    padded = jnp.pad(x, ((2, 2), (1, 1), (0, 0)))
+    expected = jnp.stack(
+        [
+            jnp.stack(
+                [
+                    jnp.einsum(
+                        "klc,klco->o", padded[2 * i : 2 * i + 3, 3 * j : 3 * j + 2], params["W"]
+                    )
+                    for j in range(2)
+                ]
+            )
+            for i in range(4)
+        ]
+    ) + params["b"].reshape(1, 1, 3)
+    y, residuals = layer.forward(params, x)
+    assert residuals is x
+    assert jnp.allclose(y, expected, atol=1e-5)
+    grads, dx = layer.backward(params, residuals, dy[:, :2])
+    assert jnp.allclose(grads["b"], dy[:, :2].sum(axis=(0, 1)), atol=1e-5)
+    moved = padded[4:7, 3:5].transpose(2, 0, 1)  # what y[2, 1] sees
+    one = jnp.zeros_like(dy[:, :2]).at[2, 1, 0].set(1)
+    assert jnp.allclose(
+        layer.backward(params, residuals, one)[0]["W"][..., 0].transpose(2, 0, 1), moved, atol=1e-6
+    )
+    assert dx.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (fnn.Conv2d(1, 2, 3), (7, 5, 4, 2)),
+        (fnn.Conv2d(1, 2, 3, padding="SAME"), (7, 7, 6, 2)),
+        (fnn.Conv2d(1, 2, 3, stride=2, padding="SAME"), (7, 4, 3, 2)),
+        (fnn.Conv2d(1, 2, (7, 1), stride=[1, 4]), (7, 1, 2, 2)),
+        (fnn.Conv2d(1, 2, 3, padding=5), (7, 15, 14, 2)),
+        (fnn.MaxPool2d(2), (7, 3, 3, 1)),
+        (fnn.MaxPool2d((7, 1), 1), (7, 1, 6, 1)),
+        (fnn.AvgPool2d(3, 2), (7, 3, 2, 1)),
+        (fnn.Flatten(), (7, 42)),
+    ],
+)
+def test_shapes_follow_from_size_stride_and_padding(layer, shape):
+    y, _ = jax.eval_shape(lambda x: run(layer, x), jnp.ones((7, 7, 6, 1)))
+    assert y.shape == shape
+
+
+def test_max_pooling_sends_dy_to_the_first_of_the_largest():
+    layer, x = fnn.MaxPool2d((2, 3), 2), jnp.array([[1, 4, 4, 0], [4, 2, 1, 9]], float)[..., None]
+    y, residuals = run(layer, x)
+    assert y.ravel().tolist() == [4]
+    _, dx = layer.backward((), residuals, jnp.array([[[5.0]]]))
+    assert dx[..., 0].tolist() == [[0, 5, 0, 0], [0, 0, 0, 0]]
+
+
+def test_pooling_of_overlapping_windows_adds_up_their_cotangents():
+    x, dy = jnp.arange(4.0).reshape(1, 4, 1), jnp.array([[[1.0], [2.0], [4.0]]])
+    for layer, expected in ((fnn.MaxPool2d((1, 2), 1), [0, 1, 2, 4]),):
+        _, dx = layer.backward((), run(layer, x)[1], dy)
+        assert dx.ravel().tolist() == expected
+    layer = fnn.AvgPool2d((1, 2), 1)
+    _, dx = layer.backward((), run(layer, x)[1], dy)
+    assert dx.ravel().tolist() == [0.5, 1.5, 3, 2]
+
+
+def test_pooling_keeps_nan_and_infinities_in_sight():
+    x = jnp.array([[jnp.nan, 1.0, -jnp.inf, -jnp.inf], [2.0, 3.0, -jnp.inf, 5.0]])[..., None]
+    y, residuals = run(fnn.MaxPool2d((1, 2)), x)
+    assert jnp.isnan(y[0, 0, 0])
+    assert y.ravel()[1:].tolist() == [-jnp.inf, 3, 5]
+    _, dx = fnn.MaxPool2d((1, 2)).backward((), residuals, jnp.ones((2, 2, 1)))
+    assert dx[..., 0].tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
+
+
+def test_residuals_are_as_small_as_can_be():
+    x = draw(1, (10, 8, 8, 3))
+
+    def kept(layer):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(run(layer, x)[1]))
+
+    assert kept(fnn.Conv2d(3, 4, 3)) == x.nbytes
+    assert kept(fnn.MaxPool2d(2)) == 10 * 4 * 4 * 3  # a byte for each window
+    assert kept(fnn.AvgPool2d(2)) == kept(fnn.Flatten()) == 0
+    assert kept(fnn.MaxPool2d(20 // 2 - 2)) == 10 * 3
+
+
+def test_windows_of_more_than_256_places_are_told_apart():
+    x = jnp.arange(400.0).reshape(1, 400, 1)
+    layer = fnn.MaxPool2d((1, 400))
+    _, dx = jax.jit(lambda x: layer.backward((), run(layer, x)[1], jnp.ones((1, 1, 1))))(x)
+    assert jnp.argmax(dx) == 399
+    assert dx.sum() == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_messages_say_what_was_expected_and_what_came(wrap):
+    for layer, x, message in (
+        (
+            fnn.Conv2d(2, 3, 3),
+            (5, 5, 3),
+            r"Conv2d\(2, 3, \(3, 3\)\): expected x of shape \(..., height,",
+        ),
+        (
+            fnn.Conv2d(2, 3, 3),
+            (5, 2),
+            r"expected x of shape \(..., height, width, 2\), got \(5, 2\)",
+        ),
+        (fnn.Conv2d(2, 3, 3), (2, 5, 2), r"expected x no smaller than the kernel, got \(2, 5, 2\)"),
+        (fnn.MaxPool2d(3), (2, 5, 2), r"MaxPool2d.* no smaller than the window, got \(2, 5, 2\)"),
+        (fnn.AvgPool2d(3), (5, 2), r"AvgPool2d.*: expected x of shape .*, got \(5, 2\)"),
+        (fnn.Flatten(), (5, 2), r"Flatten\(\): expected x of shape .*, got \(5, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrap(lambda x, layer=layer: run(layer, x))(jnp.ones(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fnn.Conv2d(0, 3, 3), "Conv2d: expected in_channels to be an integer >= 1, got 0"),
+        (lambda: fnn.Conv2d(1, 3, 2.5), "Conv2d: expected kernel_size to be an integer >= 1"),
+        (lambda: fnn.Conv2d(1, 3, (1, 2, 3)), "expected kernel_size to be an integer or two"),
+        (lambda: fnn.Conv2d(1, 3, 3, stride=0), "expected stride to be an integer >= 1, got 0"),
+        (lambda: fnn.Conv2d(1, 3, 3, padding=-1), "expected padding to be an integer >= 0"),
+        (lambda: fnn.Conv2d(1, 3, 3, padding="same"), "expected padding 'VALID', 'SAME', an int"),
+        (lambda: fnn.MaxPool2d(0), "MaxPool2d: expected window to be an integer >= 1, got 0"),
+        (lambda: fnn.AvgPool2d(2, (1, 0)), "AvgPool2d: expected stride to be an integer >= 1"),
+    ],
+)
+def test_constructors_refuse_what_makes_no_sense(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,77 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fnn
+
+
+def make_model():
+    return fnn.Sequential(
+        fnn.Linear(4, 8),
+        fnn.Tanh(),
+        fnn.Sequential(fnn.Linear(8, 8), fnn.Dropout(0.5)),
+        fnn.Residual(fnn.Linear(8, 8)),
+    )
+
+
+def test_a_summary_has_a_row_a_layer_and_totals():
+    assert (
+        fnn.summary(make_model(), (10, 4))
+        == """\
+     layer         output shape  parameters  residual bytes
+0    Linear(4, 8)  (10, 8)               40             160
+1    Tanh()        (10, 8)                0             320
+2.0  Linear(8, 8)  (10, 8)               72               0
+2.1  Dropout(0.5)  (10, 8)                0              80
+3    Residual      (10, 8)               72             320
+     total                              184             880"""
+    )
+
+
+def test_the_totals_are_what_training_keeps():
+    model = make_model()
+    params, x = model.init(jax.random.key(0)), jnp.ones((10, 4))
+    residuals = model.forward(params, x, jax.random.key(1))[1]
+    kept = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(residuals)}
+    *_, num_params, num_bytes = fnn.summary(model, (10, 4)).split()
+    assert int(num_params) == fnn.count_params(params)
+    assert int(num_bytes) == sum(kept.values())
+
+
+def test_layers_of_ones_own_are_named_after_their_function_or_what_they_replace():
+    def Scale():
+        def forward(params, x, key=None):
+            return params * x, x
+
+        return fnn.Layer(lambda key: jnp.ones(()), forward, None)
+
+    assert "Scale  (3,)                   1              12" in fnn.summary(Scale(), (3,))
+    partial = Scale()._replace(forward=functools.partial(Scale().forward))
+    assert "partial" in fnn.summary(partial, (3,))
+    changed = fnn.Linear(3, 2)._replace(backward=None)
+    assert "Linear(3, 2)" in fnn.summary(changed, (3,))
+
+
+def test_nothing_is_computed():
+    """The parameters and activations would need 8 TB."""
+    model = fnn.Sequential(fnn.Linear(10**6, 10**6), fnn.Linear(10**6, 1))
+    *_, num_params, num_bytes = fnn.summary(model, (10**6, 10**6)).split()
+    assert num_params == "1,000,002,000,001"
+    assert num_bytes == "8,000,000,000,000"
+
+
+def test_integers_are_summarised_as_such():
+    model = fnn.Sequential(fnn.Embedding(10, 4), fnn.Linear(4, 2))
+    assert "Embedding(10, 4)  (3, 4)" in fnn.summary(model, (3,), jnp.int32)
+
+
+def test_a_shape_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"Linear\(4, 8\): expected x of shape \(..., 4\), got"):
+        fnn.summary(make_model(), (10, 5))
+
+
+def test_parameters_are_counted_in_any_tree():
+    assert fnn.count_params(()) == 0
+    assert fnn.count_params({"W": jnp.ones((3, 4)), "b": (jnp.ones(3), 1.0)}) == 16

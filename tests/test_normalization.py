@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import draw
+
+import fnn
+
+
+def test_layer_norm_gives_mean_0_and_variance_1_then_scale_and_bias():
+    x = 3 + 5 * draw(1, (4, 100))
+    params = {"scale": jnp.full(100, 2.0), "bias": jnp.full(100, 0.5)}
+    y, _ = fnn.LayerNorm(100).forward(params, x)
+    assert jnp.allclose(jnp.mean(y, axis=-1), 0.5, atol=1e-5)
+    assert jnp.allclose(jnp.var(y, axis=-1), 4, atol=1e-4)
+
+
+def test_rms_norm_gives_mean_square_1_then_scale():
+    x = 3 + 5 * draw(1, (4, 100))
+    y, _ = fnn.RMSNorm(100).forward({"scale": jnp.full(100, 2.0)}, x)
+    assert jnp.allclose(jnp.mean(jnp.square(y), axis=-1), 4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
+def test_features_that_are_all_equal_give_no_nan(make):
+    layer, x = make(3), jnp.zeros((2, 3))
+    with jax.debug_nans(True):
+        params = layer.init(jax.random.key(0))
+        y, residuals = layer.forward(params, x)
+        _, dx = layer.backward(params, residuals, jnp.ones((2, 3)))
+    assert jnp.all(y == 0)
+    assert jnp.all(jnp.isfinite(dx))
+
+
+@pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
+def test_16_bit_numbers_are_normalised_in_float32(make):
+    layer = make(4096)
+    x = 100 + draw(1, (4096,), jnp.bfloat16)
+    params = layer.init(jax.random.key(0))
+    y, _ = layer.forward(params, x)
+    exact, _ = layer.forward(params, x.astype(jnp.float32))
+    assert jnp.all(y == exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("make", "numbers"), [(fnn.LayerNorm, 2), (fnn.RMSNorm, 1)])
+def test_residuals_are_x_and_the_statistics_of_each_example(make, numbers):
+    x = draw(1, (10, 64))
+    _, residuals = make(64).forward(make(64).init(jax.random.key(0)), x)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(residuals)) == 4 * 10 * (64 + numbers)
+
+
+@pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
+def test_bad_arguments_are_refused(make):
+    for dim in (0, 2.5, "3"):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected dim to be an integer"):
+            make(dim)
+    for eps in (-1e-5, jnp.inf):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected eps to be a finite"):
+            make(3, eps)
+    with pytest.raises(ValueError, match=rf"{make.__name__}\(3\): expected x of shape \(..., 3\)"):
+        make(3).forward(make(3).init(jax.random.key(0)), jnp.ones((2, 4)))
