@@ -93,10 +93,18 @@ def Conv2d(
             raise ValueError(f"{name}: expected x no smaller than the kernel, got {x.shape}")
         return pads, out
 
-    def convolve(a, b, dimensions, **settings):
-        dtype = accumulation_dtype(a.dtype)
+    def convolve(a, b, **settings):
+        """a (n, height, width, c) with b (height, width, c, o).
+
+        Axes in any other order are written as transposes: in the body of a scan, XLA's CPU
+        compiler does not put them in this order itself, and is then slower by up to 30 times.
+        """
         return jax.lax.conv_general_dilated(
-            a, b, dimension_numbers=dimensions, preferred_element_type=dtype, **settings
+            a,
+            b,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=accumulation_dtype(a.dtype),
+            **settings,
         )
 
     def forward(params, x, key=None):
@@ -104,13 +112,8 @@ def Conv2d(
         x = check_array(name, "x", x, (..., "height", "width", in_channels))
         pads, out = geometry(x)
         images = x.reshape(-1, *x.shape[-3:])
-        y = convolve(
-            images,
-            params["W"].astype(x.dtype),
-            ("NHWC", "HWIO", "NHWC"),
-            window_strides=strides,
-            padding=pads,
-        )
+        W = params["W"].astype(x.dtype)
+        y = convolve(images, W, window_strides=strides, padding=pads)
         if bias:
             y = y + jnp.broadcast_to(params["b"].astype(y.dtype), y.shape)
         return y.astype(x.dtype).reshape(*x.shape[:-3], *out, out_channels), x
@@ -125,22 +128,20 @@ def Conv2d(
         spread = [(n - 1) * s + 1 for n, s in zip(out, strides, strict=True)]
         axes = list(zip(x.shape[-3:-1], spread, kernel, pads, strict=True))
         dW = convolve(
-            images,
-            dys,
-            ("CHWN", "IHWO", "HWNC"),
+            images.transpose(3, 1, 2, 0),
+            dys.transpose(1, 2, 0, 3),
             window_strides=(1, 1),
             padding=[(before, m + k - 1 - n - before) for n, m, k, (before, _) in axes],
             rhs_dilation=strides,
         )
         dx = convolve(
             dys,
-            params["W"].astype(x.dtype)[::-1, ::-1],
-            ("NHWC", "HWOI", "NHWC"),
+            params["W"].astype(x.dtype)[::-1, ::-1].swapaxes(2, 3),
             window_strides=(1, 1),
             padding=[(k - 1 - before, n + before - m) for n, m, k, (before, _) in axes],
             lhs_dilation=strides,
         )
-        grads = {"W": dW}
+        grads = {"W": dW.transpose(1, 2, 0, 3)}
         if bias:
             grads["b"] = jnp.sum(widen(dys), axis=(0, 1, 2))
         grads = {leaf: grad.astype(params[leaf].dtype) for leaf, grad in grads.items()}
