@@ -1,5 +1,6 @@
 """Convolution, pooling and Flatten, for images (..., height, width, channels)."""
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import product
@@ -153,9 +154,9 @@ def Conv2d(
 def MaxPool2d(window: Pair, stride: Pair | None = None) -> Layer:
     """y[i, j, c] = the largest of x[s i + k, t j + l, c] over the window's k and l.
 
-    dx gets dy at the place of the largest, the first of equal ones, and NaN counts as the
-    largest; where windows overlap, the dy add up. Rows and columns that no whole window covers
-    are left out. The places are kept, a byte each for windows of up to 256.
+    dx gets dy at the place of the largest, the first of equal ones; where windows overlap, the dy
+    add up. A NaN makes y NaN, and the place the window's first. Rows and columns that no whole
+    window covers are left out. The places are kept, a byte each for windows of up to 256.
 
     Shapes: x (..., height, width, channels), y (..., out_height, out_width, channels) with
     out_height = floor((height - window height) / s) + 1; params ().
@@ -169,11 +170,12 @@ def MaxPool2d(window: Pair, stride: Pair | None = None) -> Layer:
     """
 
     def reduce(values):
-        y, winner = values[0], jnp.zeros(values[0].shape, jnp.int32)
-        for number, value in enumerate(values[1:], 1):
-            larger = (value > y) | jnp.isnan(value)
-            y, winner = jnp.where(larger, value, y), jnp.where(larger, number, winner)
-        return y, winner.astype(jnp.uint8 if len(values) <= 256 else jnp.int32)
+        y = functools.reduce(jnp.maximum, values)
+        last = len(values) - 1
+        winner = jnp.full(y.shape, last, jnp.uint8 if last < 256 else jnp.int32)
+        for number in reversed(range(last)):
+            winner = jnp.where(values[number] < y, winner, number)
+        return y, winner
 
     def spread(winner, dy, count):
         return [jnp.where(winner == number, dy, 0) for number in range(count)]

@@ -108,20 +108,18 @@ def Embedding(
     def init(key):
         return {"W": weight_init(key, (num_embeddings, dim), dtype)}
 
-    def rows(x):
-        """x, with an index beyond the last row for those below the first."""
-        return jnp.where(x < 0, num_embeddings, x.astype(int))
-
     def forward(params, x, key=None):
         check_tree(name, "params", params, like)
         x = check_integers(name, "x", x)
-        return params["W"].at[rows(x)].get(mode="fill", fill_value=jnp.nan), x
+        rows = params["W"].at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows, x
 
     def backward(params, x, dy):
         check_tree(name, "params", params, like)
         x, W = check_integers(name, "residuals", x), params["W"]
         dy = check_array(name, "dy", dy, (*x.shape, dim), W.dtype)
-        dW = jnp.zeros_like(widen(W)).at[rows(x)].add(widen(dy), mode="drop")
+        zeros = jnp.zeros_like(widen(W))
+        dW = zeros.at[x].add(widen(dy), mode="drop", wrap_negative_indices=False)
         return {"W": dW.astype(W.dtype)}, jnp.zeros_like(x)
 
     return Layer(init, forward, backward)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LAYERS, draw, layer_inputs
+from cases import LAYERS, LayerCase, draw, layer_inputs
 
 import fnn
 
@@ -24,15 +24,38 @@ def num_bytes(tree):
     return sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(tree)}.values())
 
 
-@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
+def new_bytes(residuals, known):
+    """Bytes of the residuals' buffers, without those that hold an array of `known`."""
+    known = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(known)}
+    buffers = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.tree.leaves(residuals)}
+    return sum(size for buffer, size in buffers.items() if buffer not in known)
+
+
+def with_key(layer):
+    return layer._replace(forward=lambda p, x, key=None: layer.forward(p, x, jax.random.key(0)))
+
+
+DROPOUT = LayerCase(lambda: with_key(fnn.Dropout(0.5)), (3,), (3,))
+
+
+@pytest.mark.parametrize("case", [*LAYERS.values(), DROPOUT], ids=[*LAYERS, "Dropout"])
 def test_a_layers_passes_cost_no_more_than_jax_vjps(case):
+    """In FLOPs; and in bytes, of what forward keeps beside y and of a pass's temporaries."""
     layer, params, x, dy = layer_inputs(case, (64,))
-    forward_by_jax = functools.partial(jax.vjp, lambda *args: layer.forward(*args)[0])
-    residuals, vjp = layer.forward(params, x)[1], forward_by_jax(params, x)[1]
-    by_hand = cost(layer.forward, params, x), cost(layer.backward, params, residuals, dy)
-    by_jax = cost(forward_by_jax, params, x), cost(lambda vjp, dy: vjp(dy), vjp, dy)
-    assert sum(flops for flops, _ in by_hand) <= sum(flops for flops, _ in by_jax)
-    assert max(temporary for _, temporary in by_hand) <= max(temporary for _, temporary in by_jax)
+
+    def cost_of(forward, backward):
+        y, kept = forward(params, x)
+        costs = cost(forward, params, x), cost(backward, kept, dy)
+        flops, temporary = zip(*costs, strict=True)
+        return sum(flops), max(temporary) + new_bytes(kept, (params, x, y))
+
+    by_jax = functools.partial(jax.vjp, lambda *args: layer.forward(*args)[0])
+    flops, memory = cost_of(
+        layer.forward, lambda residuals, dy: layer.backward(params, residuals, dy)
+    )
+    most_flops, most_memory = cost_of(by_jax, lambda vjp, dy: vjp(dy))
+    assert flops <= most_flops
+    assert memory <= most_memory
 
 
 def make_network(widths, activation):
