@@ -6,6 +6,7 @@ import benchmark
 import compare_pytorch
 import grid_search
 import pytest
+import record_pytorch
 import train_disk
 
 BAD = {
@@ -50,6 +51,11 @@ BAD = {
         "--dtype float16": "argument --dtype: invalid choice: 'float16'",
         "--torch-rate -1": "argument --torch-rate: expected a number from 0 to 3e38, got '-1'",
         "": "PyTorch is not installed; 'pip install torch' installs it",
+    },
+    record_pytorch: {
+        "": "the following arguments are required: file",
+        "values.json stray": "unrecognized arguments: stray",
+        "values.json": "PyTorch is not installed; 'pip install torch' installs it",
     },
     benchmark: {
         "--groups fast": "argument --groups: invalid choice: 'fast'",
