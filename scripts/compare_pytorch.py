@@ -48,10 +48,17 @@ def parse_options(arguments=None):
     return options
 
 
+def import_torch():
+    """PyTorch, which is imported where it is used, and by the scripts that compare alone."""
+    import torch
+
+    return torch
+
+
 def require_pytorch(parser):
     """End with an error where PyTorch is not installed."""
     try:
-        import torch  # noqa: F401
+        import_torch()
     except ImportError:
         parser.error("PyTorch is not installed; 'pip install torch' installs it")
 

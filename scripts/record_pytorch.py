@@ -20,7 +20,7 @@ import sys
 import warnings
 
 from command_line import Parser, run
-from compare_pytorch import require_pytorch, torch_step
+from compare_pytorch import import_torch, require_pytorch, torch_step
 
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
 EXTREMES = [1e4, -1e4, 800.0, -800.0, 90.0, -90.0, 17.0, -17.0, 0.25, -0.25]
@@ -41,8 +41,7 @@ def parse_options(arguments=None):
 
 def record(options):
     """Write all the cases, one a line. Returns the exit status."""
-    import torch
-
+    torch = import_torch()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
     parts = [f'{{"torch": "{torch.__version__}"']
@@ -56,21 +55,18 @@ def record(options):
 
 def draw(*shape):
     """Normal numbers, rounded to multiples of 1/64."""
-    import torch
-
+    torch = import_torch()
     return torch.round(torch.randn(shape, dtype=torch.float64) * 64) / 64
 
 
 def tensor(values, *shape):
-    import torch
-
+    torch = import_torch()
     return torch.tensor(values, dtype=torch.float64).reshape(shape or -1)
 
 
 def in_torch(expression):
     """What the expression makes of torch.nn's namesakes, with random parameters in float64."""
-    import torch
-
+    torch = import_torch()
     expression = expression.replace("'SAME'", "'same'").replace("'VALID'", "'valid'")
     module = eval(expression, vars(torch.nn)).double().eval()
     with torch.no_grad():
@@ -81,8 +77,7 @@ def in_torch(expression):
 
 def layers():
     """For each layer: params, x and dy; PyTorch's y, grads and dx (0 for integers)."""
-    import torch
-
+    torch = import_torch()
     features, image, images = draw(4, 3), draw(4, 5, 2), draw(2, 4, 5, 2)
     points, extremes = torch.cat([tensor(KINKS), draw(10)]), tensor(EXTREMES)
     for expression, x in [
@@ -152,8 +147,7 @@ def layers():
 
 def record_layer(expression, x, module, forward=None):
     """One forward and one backward pass of the module, or of a function that calls it."""
-    import torch
-
+    torch = import_torch()
     module.zero_grad()
     x = x.clone().requires_grad_(x.is_floating_point())
     y = (forward or module)(x)
@@ -170,8 +164,7 @@ def record_layer(expression, x, module, forward=None):
 
 def in_fnn(module, read=lambda parameter: parameter):
     """What is read of each parameter, named and nested as in fnn."""
-    from torch import nn
-
+    nn = import_torch().nn
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [in_fnn(part, read) for part in module]
     names = {"weight": "W", "bias": "b"}
@@ -185,8 +178,7 @@ def in_fnn(module, read=lambda parameter: parameter):
 
 def losses():
     """For each loss: prediction and target; PyTorch's value and d_prediction."""
-    import torch
-
+    torch = import_torch()
     target, chances = draw(2, 5), tensor(CHANCES, 2, 5)
     for reduction, values in (("mean", tensor(KINKS, 2, 5)), ("sum", tensor(EXTREMES, 2, 5))):
         for expression, pair in {
@@ -206,8 +198,7 @@ def losses():
 
 
 def record_loss(expression, prediction, target):
-    import torch
-
+    torch = import_torch()
     loss = in_torch(expression)
     prediction = prediction.clone().requires_grad_()
     arrays = [prediction, target]
@@ -224,8 +215,7 @@ def record_loss(expression, prediction, target):
 
 def optimizers():
     """For each optimizer: params, and grads step by step; PyTorch's params after each step."""
-    import torch
-
+    torch = import_torch()
     params = {"W": draw(2, 3), "b": draw(2)}
     grads = {"W": draw(5, 2, 3), "b": draw(5, 2)}
     grads["W"][:, 0] = tensor([0.0, 1e-7, 1e4])
@@ -252,12 +242,13 @@ def optimizers():
 
 def sgd_with_clipping(max_norm, leaves):
     """SGD on gradients times min(1, max_norm / norm); PyTorch's own divisor is norm + 1e-6."""
-    import torch
-    from torch.nn.utils import clip_grad_norm_, get_total_norm
+    torch = import_torch()
 
     def clip(*_):
-        norm = get_total_norm([leaf.grad for leaf in leaves]).item()
-        clip_grad_norm_(leaves, max_norm * (norm + 1e-6) / norm if norm else max_norm)
+        norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves]).item()
+        torch.nn.utils.clip_grad_norm_(
+            leaves, max_norm * (norm + 1e-6) / norm if norm else max_norm
+        )
 
     optimizer = torch.optim.SGD(leaves)
     optimizer.register_step_pre_hook(clip)
@@ -288,8 +279,7 @@ def record_steps(expression, make, params, grads, rates):
 
 def trainings():
     """For each setting: params and batches; PyTorch's losses, params after first and last step."""
-    import torch
-
+    torch = import_torch()
     x, target = draw(6, 3, 2), draw(6, 3, 2)
     for activation, reduction, options in [
         ("Tanh()", "mean", {}),
@@ -318,8 +308,8 @@ def trainings():
 
 def schedules():
     """For each schedule: steps; PyTorch's rates at these."""
-    import torch
-    from torch.optim import lr_scheduler
+    torch = import_torch()
+    lr_scheduler = torch.optim.lr_scheduler
 
     values = [0.5, 0.5 * 0.1, 0.5 * 0.1**2, 0.5 * 0.1**3]
     for expression, make, *arguments in (
