@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 
+class UserError(Exception):
+    """What a user gave is found wrong while the work goes on: told in one line, exit status 2."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults, takes no abbreviations and errs in one line."""
 
@@ -57,6 +61,10 @@ def nonnegative_float(text: str) -> float:
     return _parse(float, text, 0, 3e38, "a number from 0 to 3e38")
 
 
+def fraction(text: str) -> float:
+    return _parse(float, text, 0, 1, "a number from 0 to 1")
+
+
 def _parse(kind, text, low, high, expected):
     try:
         value = kind(text)
@@ -65,6 +73,14 @@ def _parse(kind, text, low, high, expected):
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return value
+
+
+def time_left(start: float, done: int, total: int) -> str:
+    """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
+    seconds = round((time.monotonic() - start) / done * (total - done))
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
 @contextlib.contextmanager
@@ -98,6 +114,8 @@ def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) 
         return work(options)
     except (OSError, jax.errors.JaxRuntimeError) as error:
         message, status = str(error).splitlines()[0], 1
+    except UserError as error:
+        message, status = str(error), 2
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     print(f"{pathlib.Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
