@@ -81,6 +81,7 @@ def _read_bytes(path, axes):
     return array
 
 
+@jax.jit
 def hold_out(key, images, labels):
     """Training and validation sets: one example in twelve, and at least one, is for validation."""
     num_held_out = max(1, len(images) // 12)
@@ -120,7 +121,8 @@ def make_cnn(height: int, width: int, num_classes: int, dropout: float) -> fnn.L
     """Two 3x3 convolutions, with ReLU and 2x2 max-pooling after each, and two Linear layers."""
     if min(height, width) < 10:
         raise UserError(
-            f"--model cnn: expected images of at least 10 by 10, got {height} by {width}"
+            "argument --model: cnn takes images of at least 10 by 10 pixels, "
+            f"got {height} by {width}"
         )
     layers = [Pixels()]
     for in_channels, out_channels in pairwise([1, *CHANNELS]):
@@ -141,14 +143,14 @@ def evaluate(model: fnn.Layer, params, images, labels):
     return loss, fnn.accuracy(logits, labels), logits
 
 
-def confident_mistakes(logits, labels, most: int):
+def confident_mistakes(logits, images, labels, most: int):
     """The number of mistakes, and the `most` of the highest probability, from the highest down.
 
-    These are (indices, predicted classes, probabilities), each (min(most, n),), of which those
-    beyond the number of mistakes are no mistakes.
+    These are (images, labels, predicted classes, probabilities), each (min(most, n), ...), of
+    which those beyond the number of mistakes are no mistakes.
     """
     predicted = jnp.argmax(logits, axis=-1)
-    wrong = predicted != labels
     probability = jnp.max(jax.nn.softmax(logits), axis=-1)
+    wrong = predicted != labels
     _, indices = jax.lax.top_k(jnp.where(wrong, probability, -1), min(most, len(labels)))
-    return jnp.sum(wrong), (indices, predicted[indices], probability[indices])
+    return jnp.sum(wrong), [part[indices] for part in (images, labels, predicted, probability)]

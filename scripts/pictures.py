@@ -1,39 +1,38 @@
 """Images as a part of figures: the mistakes of a network beside what it took them for."""
 
 import base64
+import math
 import struct
 import zlib
 from collections.abc import Sequence
 
 from figures import VERMILLION, figure, text
 
-COLUMNS, TILE, GAP = 8, 84, 16
+COLUMNS, TILE, GAP, CAPTION = 6, 96, 24, 48
 
 
 def mistakes(images: Sequence, labels, predicted, probabilities, title: str) -> str:
-    """Grey images (rows of bytes, 0 black), each with its label, and what it was taken for."""
-    body = [text(GAP, 26, title, size=15, anchor="start")]
-    rows = -(-len(images) // COLUMNS)
-    for number, image in enumerate(images):
-        row, column = divmod(number, COLUMNS)
-        left, top = GAP + column * (TILE + GAP), 44 + row * (TILE + 52)
+    """Each image with its label, the class it was taken for, and that class's probability.
+
+    images is a sequence of grey images, rows of values from 0, black, to 255; the others have
+    an entry an image.
+    """
+    body = [text(GAP, 30, title, size=15, anchor="start")]
+    rows = math.ceil(len(images) / COLUMNS)
+    for index, (image, label, wrong, probability) in enumerate(
+        zip(images, labels, predicted, probabilities, strict=True)
+    ):
+        row, column = divmod(index, COLUMNS)
+        x, top = GAP + column * (TILE + GAP) + TILE / 2, 50 + row * (TILE + CAPTION)
         scale = TILE / max(len(image), len(image[0]))
         width, height = scale * len(image[0]), scale * len(image)
-        middle = left + TILE / 2
         body += [
-            f'<image x="{middle - width / 2:g}" y="{top + (TILE - height) / 2:g}" '
-            f'width="{width:g}" height="{height:g}" image-rendering="pixelated" '
-            f'preserveAspectRatio="none" href="{_png_uri(image)}"/>',
-            text(middle, top + TILE + 16, f"label {labels[number]}", size=12),
-            text(
-                middle,
-                top + TILE + 32,
-                f"{predicted[number]} with {probabilities[number]:.2%}",
-                size=12,
-                color=VERMILLION,
-            ),
+            f'<image x="{x - width / 2:g}" y="{top + (TILE - height) / 2:g}" width="{width:g}" '
+            f'height="{height:g}" image-rendering="pixelated" href="{_png_uri(image)}"/>',
+            text(x, top + TILE + 15, f"{label}, taken for {wrong}", size=12),
+            text(x, top + TILE + 30, f"with {probability:.2%}", size=12, color=VERMILLION),
         ]
-    return figure(GAP + COLUMNS * (TILE + GAP), 44 + rows * (TILE + 52), title, body)
+    return figure(GAP + COLUMNS * (TILE + GAP), 58 + rows * (TILE + CAPTION), title, body)
 
 
 def _png_uri(image):

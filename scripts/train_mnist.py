@@ -105,7 +105,7 @@ def train(options):
         metrics = (jnp.mean(losses), validation_loss, accuracy)
         return state, metrics, jnp.isfinite(metrics[0] + metrics[1])
 
-    state = fnn.init_train_state(model, optimizer, init_key)
+    state = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))(init_key)
     if not options.quiet:
         print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
     table = []
@@ -160,13 +160,13 @@ def draw(options, model, params, table, test_set):
     @jax.jit
     def test(params, images, labels):
         loss, accuracy, logits = mnist.evaluate(model, params, images, labels)
-        return loss, accuracy, mnist.confident_mistakes(logits, labels, MOST_MISTAKES)
+        return loss, accuracy, mnist.confident_mistakes(logits, images, labels, MOST_MISTAKES)
 
     loss, accuracy, (count, found) = jax.device_get(test(params, *test_set))
-    indices, predicted, probabilities = (part.tolist()[:count] for part in found)
-    images, labels = (part[jnp.array(indices, int)].tolist() for part in test_set)
-    title = f"{len(indices)} of {count} mistakes among {len(test_set[0])} test images"
-    picture = pictures.mistakes(images, labels, predicted, probabilities, title)
+    found = [part.tolist()[:count] for part in found]
+    num_shown, num_images = len(found[0]), len(test_set[0])
+    title = f"The {num_shown} most confident of {count} mistakes among {num_images} test images"
+    picture = pictures.mistakes(*found, title)
     (options.output / "mistakes.svg").write_text(picture)
 
     train_loss, validation_loss, validation_accuracy = zip(*table, strict=True)

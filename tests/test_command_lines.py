@@ -8,6 +8,7 @@ import grid_search
 import pytest
 import record_pytorch
 import train_disk
+import train_mnist
 
 BAD = {
     train_disk: {
@@ -32,6 +33,14 @@ BAD = {
         "--output /dev/null/x": "argument --output: cannot write /dev/null/x: Not a directory",
         "--epoch 3": "unrecognized arguments: --epoch 3",
         "stray": "unrecognized arguments: stray",
+    },
+    train_mnist: {
+        "": "the following arguments are required: --data",
+        "--data . --model rnn": "argument --model: invalid choice: 'rnn' (choose from",
+        "--data . --dropout 1.5": "argument --dropout: expected a number from 0 to 1, got '1.5'",
+        "--data . --dropout nan": "argument --dropout: expected a number from 0 to 1, got 'nan'",
+        "--data . --batch-size 0": "argument --batch-size: expected an integer from 1",
+        "--data . --output /dev/null": "argument --output: cannot write /dev/null",
     },
     grid_search: {
         "--rates": "argument --rates: expected at least one argument",
