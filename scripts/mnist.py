@@ -143,14 +143,17 @@ def evaluate(model: fnn.Layer, params, images, labels):
     return loss, fnn.accuracy(logits, labels), logits
 
 
-def confident_mistakes(logits, images, labels, most: int):
-    """The number of mistakes, and the `most` of the highest probability, from the highest down.
+def test(model: fnn.Layer, params, images, labels, most_mistakes: int):
+    """Mean cross-entropy, accuracy, the number of mistakes, and the most confident of these.
 
-    These are (images, labels, predicted classes, probabilities), each (min(most, n), ...), of
-    which those beyond the number of mistakes are no mistakes.
+    They are (images, labels, predicted classes, probabilities) in the order of the probabilities,
+    each (min(most_mistakes, n), ...); those beyond the number of mistakes are no mistakes.
     """
+    loss, accuracy, logits = evaluate(model, params, images, labels)
     predicted = jnp.argmax(logits, axis=-1)
     probability = jnp.max(jax.nn.softmax(logits), axis=-1)
     wrong = predicted != labels
-    _, indices = jax.lax.top_k(jnp.where(wrong, probability, -1), min(most, len(labels)))
-    return jnp.sum(wrong), [part[indices] for part in (images, labels, predicted, probability)]
+    most_mistakes = min(most_mistakes, len(labels))
+    _, indices = jax.lax.top_k(jnp.where(wrong, probability, -1), most_mistakes)
+    mistakes = [part[indices] for part in (images, labels, predicted, probability)]
+    return loss, accuracy, jnp.sum(wrong), mistakes

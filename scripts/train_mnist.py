@@ -1,6 +1,8 @@
 """Train a network on MNIST, or on any other images and labels in four files of its format."""
 
+import argparse
 import csv
+import functools
 import math
 import pathlib
 import sys
@@ -38,7 +40,13 @@ def parse_options(arguments=None):
         "validation; the test images are looked at once, at the end."
     )
     option = parser.add_argument
-    option("--data", type=pathlib.Path, required=True, help="folder with the four files")
+    option(
+        "--data",
+        type=pathlib.Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder with the four files",
+    )
     option("--model", choices=mnist.MODELS, default="mlp", help="dense, or convolutional")
     option("--seed", type=seed, default=0, help="of held-out images, parameters and batches")
     option("--epochs", type=positive_int, default=15, help="passes over the training images")
@@ -61,19 +69,20 @@ def parse_options(arguments=None):
 def describe(options, model, image_shape, sizes, num_classes, num_steps):
     """What is about to run, as text; sizes are the numbers of images in the three sets."""
     height, width = image_shape
+    num_training, num_validation, num_tests = sizes
     device = jax.devices()[0]
     return f"""\
 {fnn.summary(model, (options.batch_size, height, width), jnp.uint8)}
 
 data      {options.data}: {num_classes} classes, {height} by {width} pixels
-images    {{}} to train on, {{}} for validation, {{}} for the test
+images    {num_training} to train on, {num_validation} for validation, {num_tests} for the test
 Adam      learning rate {options.learning_rate:g} (cosine), \
 weight decay {options.weight_decay:g}, dropout {options.dropout:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
 device    {device.platform} ({device.device_kind})
 output    {options.output}
-""".format(*sizes)
+"""
 
 
 def train(options):
@@ -85,14 +94,15 @@ def train(options):
     train_set, validation_set = mnist.hold_out(split_key, *all_images)
     del all_images
     sizes = [len(labels) for _, labels in (train_set, validation_set, test_set)]
-    if options.batch_size > sizes[0]:
+    num_training, _, num_tests = sizes
+    if options.batch_size > num_training:
         raise UserError(
-            f"argument --batch-size: expected at most the {sizes[0]} training images, "
+            f"argument --batch-size: expected at most the {num_training} training images, "
             f"got {options.batch_size}"
         )
     image_shape = test_set[0].shape[1:]
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
-    num_steps = num_epochs * math.ceil(sizes[0] / options.batch_size)
+    num_steps = num_epochs * math.ceil(num_training / options.batch_size)
     schedule = fnn.cosine_decay(options.learning_rate, num_steps)
     optimizer = fnn.adam(schedule, weight_decay=options.weight_decay)
     loss = fnn.CrossEntropyLoss()
@@ -138,7 +148,9 @@ def train(options):
             problem, status = f"interrupted in epoch {epoch}", 130
     fnn.save(options.output / "params.npz", state.params)
     if table:
-        test_loss, test_accuracy = draw(options, model, state.params, table, test_set)
+        test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
+        test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
+        draw(options, table, num_tests, *mistakes)
     if problem:
         print(
             f"train_mnist.py: {problem}; {options.output} has the results so far", file=sys.stderr
@@ -151,24 +163,8 @@ def train(options):
     return 0
 
 
-def draw(options, model, params, table, test_set):
-    """Write the figures; table has a row (train loss, validation loss, accuracy) an epoch.
-
-    Returns the loss and the accuracy on the test images, which nothing looks at before.
-    """
-
-    @jax.jit
-    def test(params, images, labels):
-        loss, accuracy, logits = mnist.evaluate(model, params, images, labels)
-        return loss, accuracy, mnist.confident_mistakes(logits, images, labels, MOST_MISTAKES)
-
-    loss, accuracy, (count, found) = jax.device_get(test(params, *test_set))
-    found = [part.tolist()[:count] for part in found]
-    num_shown, num_images = len(found[0]), len(test_set[0])
-    title = f"The {num_shown} most confident of {count} mistakes among {num_images} test images"
-    picture = pictures.mistakes(*found, title)
-    (options.output / "mistakes.svg").write_text(picture)
-
+def draw(options, table, num_tests, num_mistakes, mistakes):
+    """Write the figures; table has a row (train loss, validation loss, accuracy) an epoch."""
     train_loss, validation_loss, validation_accuracy = zip(*table, strict=True)
     validation = "validation images"
     panels = [
@@ -183,7 +179,13 @@ def draw(options, model, params, table, test_set):
     ]
     curves = figures.learning_curves(panels, f"Training, {options.model}, seed {options.seed}")
     (options.output / "curves.svg").write_text(curves)
-    return loss, accuracy
+
+    mistakes = [part.tolist()[:num_mistakes] for part in mistakes]
+    title = (
+        f"The {len(mistakes[0])} most confident of {num_mistakes} mistakes among {num_tests} "
+        "test images"
+    )
+    (options.output / "mistakes.svg").write_text(pictures.mistakes(*mistakes, title))
 
 
 def main(arguments=None):
