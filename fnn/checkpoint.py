@@ -55,7 +55,7 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
         for name, leaf in leaves.items():
             dtype, shape = _stored(leaf)
             with jax.enable_x64(True):
-                array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+                array = jax.device_put(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
             numbers = jax.device_get(array).view(dtype.newbyteorder("=")).astype(dtype, copy=False)
             _add(archive, f"{name}.npy", _npy_header(dtype, shape), numbers.tobytes())
 
@@ -179,8 +179,8 @@ def _read(archive, name, like):
             return numbers.item()
         if _is_key(like):
             impl = jax.random.key_impl(jnp.empty((), like.dtype))
-            return jax.random.wrap_key_data(jnp.asarray(numbers), impl=impl)
-        return jnp.asarray(numbers.view(like.dtype))
+            return jax.random.wrap_key_data(jax.device_put(numbers), impl=impl)
+        return jax.device_put(numbers.view(like.dtype))
 
 
 @contextlib.contextmanager
