@@ -24,20 +24,21 @@ def run(folder, arguments, hold=0, how="wait"):
 
     Each save writes "(" to the named pipe `folder`.events as it begins, and ")" as it ends. The
     one with the number `hold` first waits until `folder`.go is there; or, as `how` has it, sets a
-    limit for the size of files, gives up the right to write in `folder`, or is in a computation
-    that takes long and lets nothing interrupt it.
+    limit for the size of files, gives up the right to write in `folder`, or begins a computation
+    of minutes that nothing interrupts. If `how` is "slow", so is the disk.
     """
     for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
         os.dup2(os.open(folder + suffix, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
     events = os.open(folder + ".events", os.O_RDWR)
-    save, count = fnn.save, 0
+    save, fsync, count = fnn.save, os.fsync, 0
 
     def reporting_save(*arguments, **options):
         nonlocal count
         count += 1
         os.write(events, b"(")
         if count == hold and how == "wait":
-            while not pathlib.Path(folder + ".go").exists():
+            deadline = time.monotonic() + 60
+            while not pathlib.Path(folder + ".go").exists() and time.monotonic() < deadline:
                 time.sleep(0.001)
         elif count == hold and how == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -50,7 +51,13 @@ def run(folder, arguments, hold=0, how="wait"):
         save(*arguments, **options)
         os.write(events, b")")
 
+    def slow_fsync(file):
+        time.sleep(0.004)
+        fsync(file)
+
     fnn.save = reporting_save
+    if how == "slow":
+        os.fsync = slow_fsync
     sys.argv = ["train_disk.py", *arguments, "--output", folder]
     return train_disk.main(sys.argv[1:])
 
