@@ -24,8 +24,10 @@ import jax.numpy as jnp
 
 FORMAT, HEAD = 1, "fnn.json"
 SCALARS = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
-# What zipfile and json raise for bytes that are not what they should be.
-CORRUPT = (zipfile.BadZipFile, EOFError, OverflowError, RuntimeError, struct.error, ValueError)
+CORRUPT = (  # what zipfile and json raise for bytes that are not theirs
+    *(zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError),
+    *(RecursionError, ValueError),
+)
 
 
 def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
@@ -144,8 +146,8 @@ def _stored(leaf):
         return jnp.dtype(SCALARS[type(leaf)]).newbyteorder("<"), ()
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
-    has_name = leaf.dtype.isbuiltin == 1
-    dtype = leaf.dtype if has_name else jnp.dtype(f"u{leaf.dtype.itemsize}")
+    in_numpy = leaf.dtype.isbuiltin == 1
+    dtype = leaf.dtype if in_numpy else jnp.dtype(f"u{leaf.dtype.itemsize}")
     return dtype.newbyteorder("<"), tuple(leaf.shape)
 
 
@@ -188,16 +190,19 @@ def _opened(path):
     """The archive at `path` and its head; what is wrong in them, or found to be, a ValueError."""
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            if HEAD not in archive.namelist():
+                raise ValueError(f"there is no {HEAD} in it")
             entries = archive.infolist()
             if any(e.compress_type or e.compress_size != e.file_size for e in entries):
                 raise ValueError("an entry is compressed")
+            if any(e.flag_bits & 1 for e in entries):
+                raise ValueError("an entry is encrypted")
             size = os.fstat(file.fileno()).st_size
-            if sum(e.file_size for e in entries) > size or any(
-                e.header_offset < 0 for e in entries
+            if (
+                sum(e.file_size for e in entries) > size
+                or min(e.header_offset for e in entries) < 0
             ):
                 raise ValueError("its entries are not inside the file")
-            if HEAD not in archive.namelist():
-                raise ValueError(f"there is no {HEAD} in it")
             head = json.loads(archive.read(HEAD))
             version = head.get("format") if isinstance(head, dict) else None
             if version != FORMAT or not isinstance(head.get("tree"), dict):
@@ -217,11 +222,11 @@ def _replacement(path):
     unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
     try:
         with open(unfinished, "xb") as file:
+            if os.path.exists(path):
+                shutil.copymode(path, unfinished)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if os.path.exists(path):
-            shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
             folder = os.open(os.path.dirname(path), os.O_RDONLY)
