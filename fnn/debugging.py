@@ -86,6 +86,10 @@ def _report(callback, place, direction, tree):
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if leaves:
-        nonfinite = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves)
-        statistics = {"norm": global_norm(leaves), "nonfinite": nonfinite}
-        jax.debug.callback(functools.partial(callback, place, direction), statistics)
+        jax.debug.callback(functools.partial(callback, place, direction), _statistics(leaves))
+
+
+@jax.jit
+def _statistics(leaves):
+    nonfinite = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves)
+    return {"norm": global_norm(leaves), "nonfinite": nonfinite}

@@ -1,4 +1,4 @@
-"""Linear, the affine map, another backward for it, and Embedding, that of one-hot vectors."""
+"""Linear, the affine map, and its second backward; Embedding, the linear map of one-hot vectors."""
 
 import math
 from collections.abc import Callable
