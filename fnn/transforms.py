@@ -250,8 +250,7 @@ def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
         return y, (params, residuals)
 
     def backward(kept, dy):
-        grads, dx = layer.backward(*kept, dy)
-        return grads, (dx if _floating(dx) else None), None  # integers have no derivative
+        return *layer.backward(*kept, dy), None
 
     function.defvjp(forward, backward)
     return function

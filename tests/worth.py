@@ -1,6 +1,7 @@
 """What the transforms are worth beside autodiff; tests/test_transforms.py holds them to the memory.
 
-As a program it prints the times too:
+Every comparison is two functions, fnn's and the other, and one that makes their arguments. As a
+program this prints the times too:
 
     PYTHONPATH=scripts python tests/worth.py
 """
@@ -17,8 +18,14 @@ import fnn
 mse = fnn.MSELoss("sum")
 
 
-def random(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+def arguments(model, *shape):
+    """Makes params, x and target, of which the latter two have the shape."""
+
+    def make():
+        keys = jax.random.split(jax.random.key(0), 3)
+        return model.init(keys[0]), *(jax.random.normal(key, shape) for key in keys[1:])
+
+    return make
 
 
 def loss_by_jax(model):
@@ -41,34 +48,49 @@ def squared_norms_of_two_layers():
         grads = jax.grad(loss_by_jax(network(None)))(params, x, target)
         return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
 
-    params = network(None).init(jax.random.key(0))
     by_jax = jax.vmap(of_example, (None, 0, 0))
-    return in_closed_form, by_jax, (params, random(1, 256, 512), random(2, 256, 512))
+    return in_closed_form, by_jax, arguments(network(None), 256, 512)
 
 
-def sixteen_blocks():
+def two_layers(width):
+    layers = fnn.Linear(width, width), fnn.Tanh(), fnn.Linear(width, width), fnn.Tanh()
+    return fnn.Sequential(*layers)
+
+
+def scanned_blocks():
     """The gradient of 16 blocks of two Linear(256, 256) and Tanh, batch 1024, run by lax.scan."""
-    block = fnn.Sequential(fnn.Linear(256, 256), fnn.Tanh(), fnn.Linear(256, 256), fnn.Tanh())
+    block = two_layers(256)
     by_hand = fnn.loss_and_grads(fnn.repeat(fnn.remat(block), 16), mse)
-    model = fnn.repeat(block, 16)
-    params = model.init(jax.random.key(0))
-    batch = random(1, 1024, 256), random(2, 1024, 256)
-    return by_hand, jax.value_and_grad(loss_by_jax(model)), (params, *batch)
+    by_jax = jax.value_and_grad(loss_by_jax(fnn.repeat(block, 16)))
+    return by_hand, by_jax, arguments(fnn.repeat(block, 16), 1024, 256)
+
+
+def blocks_in_sequence():
+    """The same without a scan: fnn.remat beside jax.checkpoint."""
+    block = two_layers(256)
+
+    def loss_with_checkpoints(params, x, target):
+        for block_params in params:
+            x = jax.checkpoint(lambda p, x: block.forward(p, x)[0])(block_params, x)
+        return mse.forward(x, target)[0]
+
+    model = fnn.Sequential(*[fnn.remat(block)] * 16)
+    by_hand, by_jax = fnn.loss_and_grads(model, mse), jax.value_and_grad(loss_with_checkpoints)
+    return by_hand, by_jax, arguments(model, 1024, 256)
 
 
 def eight_microbatches():
     """The gradient of 16 layers of width 32, batch 8192, in 8 parts and in one."""
     linear = fnn.Linear(32, 32)
-    whole = fnn.loss_and_grads(fnn.Sequential(*[linear, fnn.Tanh()] * 16), mse)
-    params = fnn.Sequential(*[linear, fnn.Tanh()] * 16).init(jax.random.key(0))
-    batch = random(1, 8192, 32), random(2, 8192, 32)
-    return fnn.accumulate_gradients(whole, 8, reduction="sum"), whole, (params, *batch)
+    model = fnn.Sequential(*[linear, fnn.Tanh()] * 16)
+    whole = fnn.loss_and_grads(model, mse)
+    in_parts = fnn.accumulate_gradients(whole, 8, reduction="sum")
+    return in_parts, whole, arguments(model, 8192, 32)
 
 
 def deep_step(depth):
     """Lowers the gradient of `depth` blocks of two 64-wide Linear and Tanh."""
-    block = fnn.Sequential(fnn.Linear(64, 64), fnn.Tanh(), fnn.Linear(64, 64), fnn.Tanh())
-    model = fnn.repeat(block, depth)
+    model = fnn.repeat(two_layers(64), depth)
     x = jax.ShapeDtypeStruct((32, 64), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0))
     return jax.jit(fnn.loss_and_grads(model, mse)).lower(params, x, x)
@@ -79,10 +101,16 @@ def main(rounds=9):
 
     jax.config.update("jax_enable_compilation_cache", False)
     print(describe_machine())
-    for compare in (squared_norms_of_two_layers, sixteen_blocks, eight_microbatches):
+    comparisons = (
+        squared_norms_of_two_layers,
+        scanned_blocks,
+        blocks_in_sequence,
+        eight_microbatches,
+    )
+    for compare in comparisons:
         print(f"\n{compare.__doc__}")
-        *functions, args = compare()
-        programs = {"fnn": jax.jit(functions[0]), "beside": jax.jit(functions[1])}
+        by_fnn, other, make_arguments = compare()
+        programs, args = {"fnn": jax.jit(by_fnn), "beside": jax.jit(other)}, make_arguments()
         calls = {
             name: lambda program=program: program(*args)  # noqa: B023
             for name, program in programs.items()
