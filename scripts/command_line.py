@@ -131,8 +131,6 @@ def run(
         status = 128 + signal.SIGPIPE
     except (OSError, jax.errors.JaxRuntimeError) as error:
         message, status = str(error).splitlines()[0], 1
-    except UserError as error:
-        message, status = str(error), 2
     except KeyboardInterrupt:
         message, status = "interrupted", 128 + signal.SIGINT
     try:
