@@ -53,6 +53,7 @@ from fnn.optimizers import (
     piecewise_constant,
     sgd,
 )
+from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.testing import check_layer, check_loss
 from fnn.training import (
     TrainState,
@@ -104,6 +105,7 @@ __all__ = [
     "constant",
     "cosine_decay",
     "count_params",
+    "data_parallel_mesh",
     "exponential_decay",
     "init_train_state",
     "kaiming_normal",
@@ -118,8 +120,10 @@ __all__ = [
     "piecewise_constant",
     "predict",
     "sample_disk",
+    "replicate",
     "save",
     "sgd",
+    "shard_batch",
     "standard_normal",
     "summary",
     "xavier_normal",
