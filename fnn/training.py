@@ -126,7 +126,8 @@ def make_train_epoch(
             """The full batches, stacked, and the rest: examples, or their numbers."""
             parts = x, target
             if shuffle:
-                key = jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key
+                if num_shards > 1:
+                    key = jax.random.fold_in(key, jax.lax.axis_index(axes))
                 order = _random_order(key, len(x))
                 parts = (x[order], target[order]) if copies else (order,)
             size = batch_size // num_shards
@@ -171,8 +172,8 @@ def _shards(x, num_examples, batch_size):
     """
     mesh, axes = sharded_axes(x)
     num_shards = math.prod(mesh.shape[axis] for axis in axes)
-    if num_shards == 1:
-        return (), 1, lambda **specs: lambda function: function
+    if not axes:
+        return axes, 1, lambda **specs: lambda function: function
     if batch_size % num_shards or num_examples % num_shards:
         raise ValueError(
             "make_train_epoch: expected a batch_size and a number of examples that "
