@@ -15,7 +15,7 @@ from fnn.activations import (
     Softplus,
     Tanh,
 )
-from fnn.checkpoint import load, save
+from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d
 from fnn.datasets import load_idx, sample_disk
@@ -119,6 +119,7 @@ __all__ = [
     "orthogonal",
     "piecewise_constant",
     "predict",
+    "read_note",
     "sample_disk",
     "replicate",
     "save",

@@ -1,75 +1,242 @@
-"""Save a pytree of arrays as .npz, and load it back."""
+"""Save a pytree to a file, and load it back, to the bit.
 
+The file is a zip archive, not compressed, which numpy.load reads too. Its entry fnn.json tells
+what every node of the tree is, by the node's place:
+
+    {"format": 1, "tree": {"": "tuple", "0": "dict", "0/W": "float32[25,2]"}, "note": null}
+
+The other entries are the leaves, such as 0/W.npy, least significant byte first. What .npy has no
+name for is there as unsigned integers: the bits of bfloat16 and its kin, the words of a PRNG key.
+"""
+
+import contextlib
+import errno
+import json
 import os
+import secrets
+import shutil
+import struct
 import zipfile
-import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+FORMAT, HEAD = 1, "fnn.json"
+SCALARS = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
+CORRUPT = (  # what zipfile and json raise for bytes that are not theirs
+    *(zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError),
+    *(RecursionError, ValueError),
+)
 
-def save(path: str | os.PathLike, tree: Any) -> None:
-    """Write the leaves of `tree` to `path` as .npz, named by their places: "0/W".
 
-    The file is written beside `path` and renamed over it, so that `path` never holds half of
-    one.
+def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
+    """Write `tree` to the file `path`, from which load returns it to the bit.
+
+    Leaves are arrays of any shape and of any dtype that JAX has, typed PRNG keys included, and
+    Python's bool, int, float and complex. An array on several devices is written whole.
+
+    The file is written beside `path`, as `<path>.<random>.unfinished`, and renamed to `path` when
+    it is on the disk: `path` is at any moment all of the old file or all of the new one. It keeps
+    the old one's permissions; where it is a symbolic link, the file that it leads to is replaced.
+
+    Args:
+        note: what read_note is to return, of JSON's types: None, a bool, a number, text, or a
+            list or dict of such.
 
     Raises:
-        ValueError: a leaf is of a dtype that .npz does not keep (bfloat16, PRNG keys), or two
-            leaves have the same name.
+        ValueError: a leaf is of another type, or is an int of more than 64 bits; two places in
+            the tree have the same name, or one has a name that is not possible in an archive.
+        TypeError: the note is of another type; an array is of a numpy dtype that JAX has not.
         OSError: the file cannot be written.
     """
-    arrays = _named_leaves(tree)
-    for name, array in arrays.items():
-        if getattr(array.dtype, "kind", None) not in tuple("fciub"):
-            raise ValueError(f"save: .npz does not keep {name} of dtype {array.dtype}")
-    unfinished = f"{os.fspath(path)}.unfinished"
-    try:
-        with zipfile.ZipFile(unfinished, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w") as entry:
-                    jnp.save(entry, array)
-        os.replace(unfinished, path)
-    except BaseException:
-        if os.path.isfile(unfinished):
-            os.remove(unfinished)
-        raise
+    leaves, kinds = _survey("save", tree)
+    head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
+    with _replacement(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _add(archive, HEAD, head)
+        for name, leaf in leaves.items():
+            dtype, shape = _stored(leaf)
+            with jax.enable_x64(True):
+                array = jax.device_put(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+            numbers = jax.device_get(array).view(dtype.newbyteorder("=")).astype(dtype, copy=False)
+            _add(archive, f"{name}.npy", _npy_header(dtype, shape), numbers.tobytes())
 
 
 def load(path: str | os.PathLike, like: Any) -> Any:
-    """The tree saved at `path`, which must have the leaves, shapes and dtypes of `like`.
+    """The tree saved at `path`, which must have the structure, shapes and dtypes of `like`.
+
+    Leaves of `like` are such as save takes, or jax.ShapeDtypeStruct. Python's numbers come back
+    as Python's numbers; all else as arrays on the default device, in 64 bits where `like` has
+    them, whatever jax_enable_x64 says. Nothing is unpickled, and no more memory is allocated than
+    for what the file contains.
 
     Raises:
-        ValueError: the file is not one that save writes, or its leaves differ from those of
-            `like`; the message lists the differences.
+        ValueError: the file is not one of save's, is cut off or corrupt, or its tree differs from
+            `like`; the message names the file and the reason, or every place that differs.
         OSError: the file cannot be read.
     """
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _named_leaves(like).items()}
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as entry:
-                    arrays[name.removesuffix(".npy")] = jnp.load(entry)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
-        raise ValueError(f"load: {os.fspath(path)} is not a file of save's: {error}") from error
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    if found != expected:
-        differing = sorted(
-            f"{name}: expected {expected.get(name, 'nothing')}, got {found.get(name, 'nothing')}"
-            for name in expected.keys() | found.keys()
-            if expected.get(name) != found.get(name)
-        )
-        raise ValueError(f"load: {os.fspath(path)} is not like the given tree; {differing}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+    leaves, kinds = _survey("load", like)
+    with _opened(path) as (archive, head):
+        found = head["tree"]
+        differences = [
+            f"{name or 'the tree'}: expected {kinds.get(name, 'nothing')}, "
+            f"got {found.get(name, 'nothing')}"
+            for name in sorted(kinds.keys() | found.keys())
+            if kinds.get(name) != found.get(name)
+        ]
+        if differences:
+            raise ValueError("; ".join(differences))
+        if sorted(archive.namelist()) != sorted([HEAD, *(f"{name}.npy" for name in leaves)]):
+            raise ValueError(f"its entries are not those that {HEAD} tells")
+        loaded = [_read(archive, f"{name}.npy", leaf) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), loaded)
 
 
-def _named_leaves(tree):
-    named = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
+def read_note(path: str | os.PathLike) -> Any:
+    """The note saved at `path` beside the tree, or None.
+
+    Raises:
+        ValueError: the file is not one of save's, or is cut off or corrupt.
+        OSError: the file cannot be read.
+    """
+    with _opened(path) as (_, head):
+        return head.get("note")
+
+
+def _survey(who, tree):
+    """The leaves of `tree`, and what each of its nodes is, by the nodes' places: "0/W"."""
+    leaves, kinds = {}, {}
+
+    def visit(path, node):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name in named:
-            raise ValueError(f"two leaves of the tree have the name {name}")
-        named[name] = jnp.asarray(leaf)
-    return named
+        if name in kinds or "\0" in name or len(name.encode()) > 2**15:
+            reason = "two places in the tree have" if name in kinds else "no file can keep"
+            raise ValueError(f"{who}: {reason} the name {name[:80]!r}")
+        children = jax.tree.leaves_with_path(node, is_leaf=lambda other: other is not node)
+        if [place for place, _ in children] == [()]:
+            leaves[name], kinds[name] = node, _kind(who, name, node)
+        else:
+            kinds[name] = type(node).__name__
+            for place, child in children:
+                visit((*path, *place), child)
+
+    visit((), tree)
+    return leaves, kinds
+
+
+def _kind(who, name, leaf):
+    """A leaf's type, as text: float32[25,2], key<fry>[], int."""
+    if type(leaf) in SCALARS:
+        if type(leaf) is int and not -(2**63) <= leaf < 2**63:
+            raise ValueError(f"{who}: expected {name} to fit into 64 bits, got {leaf}")
+        return type(leaf).__name__
+    dtype = getattr(leaf, "dtype", type(leaf))
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool, jax.dtypes.prng_key)):
+        raise ValueError(f"{who}: expected {name} to be an array or a number, got {dtype}")
+    return f"{dtype.name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jax.dtypes.prng_key)
+
+
+def _stored(leaf):
+    """The dtype and the shape with which a leaf is in the file."""
+    if type(leaf) in SCALARS:
+        return jnp.dtype(SCALARS[type(leaf)]).newbyteorder("<"), ()
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    in_numpy = leaf.dtype.isbuiltin == 1
+    dtype = leaf.dtype if in_numpy else jnp.dtype(f"u{leaf.dtype.itemsize}")
+    return dtype.newbyteorder("<"), tuple(leaf.shape)
+
+
+def _npy_header(dtype, shape):
+    """https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, version 1.0."""
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+def _add(archive, name, *parts):
+    """Writes an entry, dated 1980, so that equal trees make equal files."""
+    entry = zipfile.ZipInfo(name)
+    entry.file_size = sum(map(len, parts))
+    with archive.open(entry, "w") as file:
+        for part in parts:
+            file.write(part)
+
+
+def _read(archive, name, like):
+    """The leaf in an entry whose header must be, byte for byte, the one save writes for `like`."""
+    dtype, shape = _stored(like)
+    data, header = archive.read(name), _npy_header(dtype, shape)
+    if not data.startswith(header):
+        raise ValueError(f"{name} does not begin as an array {dtype.name}{list(shape)}")
+    if dtype.kind == "b" and data[len(header) :].translate(None, b"\0\1"):
+        raise ValueError(f"{name} has bools other than 0 and 1")
+    with jax.enable_x64(True):
+        numbers = jax.device_get(jnp.frombuffer(data, dtype, offset=len(header))).reshape(shape)
+        if type(like) in SCALARS:
+            return numbers.item()
+        if _is_key(like):
+            impl = jax.random.key_impl(jnp.empty((), like.dtype))
+            return jax.random.wrap_key_data(jax.device_put(numbers), impl=impl)
+        return jax.device_put(numbers.view(like.dtype))
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """The archive at `path` and its head; what is wrong in them, or found to be, a ValueError."""
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            if HEAD not in archive.namelist():
+                raise ValueError(f"there is no {HEAD} in it")
+            entries = archive.infolist()
+            if any(e.compress_type or e.compress_size != e.file_size for e in entries):
+                raise ValueError("an entry is compressed")
+            if any(e.flag_bits & 1 for e in entries):
+                raise ValueError("an entry is encrypted")
+            size = os.fstat(file.fileno()).st_size
+            if (
+                sum(e.file_size for e in entries) > size
+                or min(e.header_offset for e in entries) < 0
+            ):
+                raise ValueError("its entries are not inside the file")
+            head = json.loads(archive.read(HEAD))
+            version = head.get("format") if isinstance(head, dict) else None
+            if version != FORMAT or not isinstance(head.get("tree"), dict):
+                raise ValueError(f"expected {HEAD} of format {FORMAT}, got {version}")
+            yield archive, head
+    except CORRUPT as error:
+        reason = "an entry is cut off" if isinstance(error, EOFError) else error
+        raise ValueError(f"{os.fsdecode(path)}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _replacement(path):
+    """A new file that takes the place of `path` in the end, or vanishes if that is not reached."""
+    path = os.path.realpath(os.fsdecode(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EEXIST, "not a regular file", path)
+    unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
+    try:
+        with open(unfinished, "xb") as file:
+            if os.path.exists(path):
+                shutil.copymode(path, unfinished)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(os.path.dirname(path), os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(unfinished)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = path, None
+        raise

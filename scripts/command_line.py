@@ -2,17 +2,23 @@
 
 import argparse
 import contextlib
+import fcntl
 import math
 import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+
+
+class UserError(Exception):
+    """What a user gave is found wrong while the work goes on: told in one line, exit status 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +78,7 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
     """Gives report(done, text), which shows how far the work is: on a terminal one line, rewritten
     at most ten times a second; elsewhere ten plain lines in all; nothing if quiet.
     """
-    on_terminal = sys.stdout.isatty()
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
     shown = None
     shown_at = -math.inf
 
@@ -92,13 +98,53 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
             print()
 
 
-def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """The exit status of work(options); what stops it from outside is told in one line."""
+def run(
+    work: Callable[[argparse.Namespace], int],
+    options: argparse.Namespace,
+    folder: pathlib.Path | None = None,
+) -> int:
+    """The exit status of work(options); what stops it from outside is told in one line.
+
+    While it works no other process can run with the same `folder`: that one ends with a UserError.
+    """
+    message = None
     try:
-        return work(options)
+        with _sole_use(folder) if folder else contextlib.nullcontext():
+            _start_jax()
+            status = work(options)
+            print(end="", flush=True)  # so that it fails here, if it does, and not at the exit
+    except UserError as error:
+        message, status = str(error), 2
+    except BrokenPipeError:  # who read the output has seen enough
+        status = 128 + signal.SIGPIPE
     except (OSError, jax.errors.JaxRuntimeError) as error:
         message, status = str(error).splitlines()[0], 1
     except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    print(f"{pathlib.Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        message, status = "interrupted", 128 + signal.SIGINT
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message:
+        print(f"{pathlib.Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _sole_use(folder):
+    """Holds a lock that the system drops when the process ends, however it ends."""
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {folder}") from None
+        for path in folder.glob("*.npz.*.unfinished"):  # what fnn.save was writing when killed
+            path.unlink()
+        yield
+
+
+def _start_jax():
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(str(error).splitlines()[0]) from error

@@ -295,7 +295,8 @@ def record_trajectories():
 
 
 def main(arguments=None):
-    return run(compare, parse_options(arguments))
+    options = parse_options(arguments)
+    return run(compare, options, None if options.record else options.output)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,8 @@ def search(options):
 
 
 def main(arguments=None):
-    return run(search, parse_options(arguments))
+    options = parse_options(arguments)
+    return run(search, options, options.output)
 
 
 if __name__ == "__main__":

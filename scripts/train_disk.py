@@ -9,11 +9,13 @@ import disk
 import figures
 import jax
 import jax.numpy as jnp
-from command_line import Parser, nonnegative_float, progress, run, seed
+import resumable
+from command_line import Parser, UserError, nonnegative_float, progress, run, seed
 
 import fnn
 
 FIGURES = ["data.svg", "network.svg", "curves.svg", "decision_regions.svg"]
+FILES = ["metrics.csv", "params.npz", resumable.CHECKPOINT]
 
 
 def parse_options(arguments=None):
@@ -33,19 +35,21 @@ def parse_options(arguments=None):
         reduction="mean",
         output="runs/disk",
     )
+    resumable.add_options(parser, checkpoint_every=50)
     option("--quiet", action="store_true", help="print the summary line alone")
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
-    parser.check_output(options.output, ["metrics.csv", "params.npz", *FIGURES])
+    parser.check_output(options.output, [*FILES, *FIGURES])
     return options
 
 
-def describe(options, params, num_steps):
+def describe(options, params, num_steps, epochs_done):
     """What is about to run, as text."""
     widths = "-".join(map(str, [2, *options.hidden, 2]))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
-    return f"""\
+    resumed = f"after epoch {epochs_done}" if epochs_done else "nothing: there is no checkpoint"
+    text = f"""\
 network   {widths}, {options.activation}, sigmoid at the end: {num_params} parameters
 data      {options.train_size} training points, {options.test_size} test points
 loss      MSE, reduction {options.reduction}
@@ -55,16 +59,13 @@ run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} 
 seed {options.seed}
 device    {device.platform} ({device.device_kind})
 output    {options.output}"""
+    return f"{text}\nresumed   {resumed}" if options.resume else text
 
 
-def train(options):
-    """Train, and write the results as it goes. Returns the exit status."""
-    start_time = time.monotonic()
-    num_epochs = options.epochs
-    num_steps = disk.count_steps(options, options.train_size)
-    model = disk.make_network(options.hidden, options.activation)
-    loss = fnn.MSELoss(options.reduction)
+def make_programs(options, model, num_steps):
+    """The compiled start(seed) -> data, key, state, and run_epoch(data, key, state, epoch)."""
     optimizer = disk.make_optimizer(options, options.learning_rate, num_steps)
+    loss = fnn.MSELoss(options.reduction)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
 
     @jax.jit
@@ -72,12 +73,13 @@ def train(options):
         train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
         train_set = fnn.sample_disk(train_key, options.train_size)
         test_set = fnn.sample_disk(test_key, options.test_size)
-        return train_set, test_set, fnn.init_train_state(model, optimizer, init_key), epoch_key
+        state = fnn.init_train_state(model, optimizer, init_key)
+        return (train_set, test_set), epoch_key, state
 
     @jax.jit
-    def run_epoch(state, train_set, test_set, epoch_key, epoch):
+    def run_epoch(data, epoch_key, state, epoch):
         key = jax.random.fold_in(epoch_key, epoch)
-        (points, labels), (test_points, test_labels) = train_set, test_set
+        (points, labels), (test_points, test_labels) = data
         targets, test_targets = disk.encode(labels), disk.encode(test_labels)
         state, losses = train_epoch(state, points, targets, key)
         evaluate = functools.partial(disk.evaluate, model, state.params)
@@ -85,50 +87,74 @@ def train(options):
             *evaluate(points, targets, labels),
             *evaluate(test_points, test_targets, test_labels),
         )
-        finite = jnp.isfinite(jnp.sum(losses) + metrics[0] + metrics[2])
-        return state, metrics, finite
+        return state, metrics, losses
 
-    train_set, test_set, state, epoch_key = start(jnp.uint32(options.seed))
-    if not options.quiet:
-        print(describe(options, state.params, num_steps), flush=True)
-    table = []
-    problem, status = None, 0
+    return start, run_epoch
+
+
+def run_epochs(options, run_epoch, state, table):
+    """Run the epochs that the table has no row of, and give them one; metrics.csv has them all.
+
+    Returns the last state that is good, what is wrong, if anything, and the exit status.
+    """
     with (
         open(options.output / "metrics.csv", "w", newline="") as file,
-        progress(num_epochs, options.quiet) as report,
+        progress(options.epochs, options.quiet) as report,
+        resumable.interruptions() as interruption,
     ):
         writer = csv.writer(file)
         writer.writerow(["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"])
-        try:
-            for epoch in range(1, num_epochs + 1):
-                new_state, *results = run_epoch(state, train_set, test_set, epoch_key, epoch)
-                metrics, finite = jax.device_get(results)
-                writer.writerow([epoch, *disk.format_metrics(*metrics)])
-                table.append(metrics)
-                if not finite:
-                    problem = (
-                        f"the loss is not finite in epoch {epoch}: lower --learning-rate, "
-                        "or --momentum or --weight-decay if they are high"
-                    )
-                    status = 1
-                    break
-                state = new_state
-                report(
-                    epoch,
-                    f"epoch {epoch}/{num_epochs}  "
-                    "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*metrics),
+        for epoch, metrics in enumerate(table, 1):
+            writer.writerow([epoch, *disk.format_metrics(*metrics)])
+        for epoch in range(len(table) + 1, options.epochs + 1):
+            new_state, metrics, losses = run_epoch(state, epoch)
+            table.append([*map(float, jax.device_get(metrics))])
+            writer.writerow([epoch, *disk.format_metrics(*table[-1])])
+            if not resumable.is_finite((losses, metrics, new_state)):
+                what = "loss is" if not resumable.is_finite((losses, metrics)) else "parameters are"
+                problem = (
+                    f"the {what} not finite in epoch {epoch}: lower --learning-rate, "
+                    "or --momentum or --weight-decay if they are high"
                 )
-        except KeyboardInterrupt:
-            problem, status = f"interrupted in epoch {epoch}", 130
+                return state, problem, 1
+            state = new_state
+            report(
+                epoch,
+                f"epoch {epoch}/{options.epochs}  "
+                "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*table[-1]),
+            )
+            number, is_last = interruption(), epoch == options.epochs
+            if number or is_last or epoch % options.checkpoint_every == 0:
+                resumable.store(options, state, table)
+                number = interruption()
+            if number and not is_last:
+                problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
+                return state, problem, 128 + number
+    return state, None, 0
+
+
+def train(options):
+    """Train, and write the results as it goes. Returns the exit status."""
+    start_time = time.monotonic()
+    num_steps = disk.count_steps(options, options.train_size)
+    model = disk.make_network(options.hidden, options.activation)
+    start, run_epoch = make_programs(options, model, num_steps)
+    data, epoch_key, state = start(jnp.uint32(options.seed))
+    if not resumable.is_finite(data):
+        raise UserError("the points have NaN or infinity among their coordinates")
+    state, table = resumable.restore(options, state)
+    if not options.quiet:
+        print(describe(options, state.params, num_steps, len(table)), flush=True)
+    run_epoch = functools.partial(run_epoch, data, epoch_key)
+    state, problem, status = run_epochs(options, run_epoch, state, table)
     fnn.save(options.output / "params.npz", state.params)
-    if table:
-        draw(options, model, state.params, table, train_set, test_set)
+    draw(options, model, state.params, table, *data)
     if problem:
         print(f"train_disk.py: {problem}; {options.output} has the results so far", file=sys.stderr)
         return status
-    _, _, test_loss, test_accuracy = metrics
+    _, _, test_loss, test_accuracy = table[-1]
     print(
-        f"test accuracy {test_accuracy:.2%}, test MSE {test_loss:.5f}, {num_epochs} epochs, "
+        f"test accuracy {test_accuracy:.2%}, test MSE {test_loss:.5f}, {options.epochs} epochs, "
         f"{num_steps} steps, {time.monotonic() - start_time:.1f} seconds"
     )
     return 0
@@ -160,7 +186,8 @@ def draw(options, model, params, table, train_set, test_set):
 
 
 def main(arguments=None):
-    return run(train, parse_options(arguments))
+    options = parse_options(arguments)
+    return run(train, options, options.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
-"""Bad command lines of every script: one line on stderr that says what is right, status 2."""
+"""Bad command lines of every script: one line on stderr that says what is right, status 2.
 
+And what goes wrong around them: no traceback there either.
+"""
+
+import os
+import pathlib
+import subprocess
 import sys
 
 import benchmark
@@ -8,6 +14,7 @@ import grid_search
 import pytest
 import train_disk
 
+SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 BAD = {
     train_disk: {
         "--epochs 0": "argument --epochs: expected an integer from 1 to 2147483647, got '0'",
@@ -27,6 +34,10 @@ BAD = {
         "--hidden 25 0": "argument --hidden: expected an integer from 1 to 2147483647, got '0'",
         "--seed -1": "argument --seed: expected an integer from 0 to 4294967295, got '-1'",
         "--train-size 1.5": "argument --train-size: expected an integer from 1",
+        "--checkpoint-every 0": "argument --checkpoint-every: expected an integer from 1",
+        "--checkpoint-every": "argument --checkpoint-every: expected one argument",
+        "--resume 3": "unrecognized arguments: 3",
+        "--output taken": "argument --output: cannot write taken/checkpoint.npz: Is a directory",
         "--output /dev/null": "argument --output: cannot write /dev/null: File exists",
         "--output /dev/null/x": "argument --output: cannot write /dev/null/x: Not a directory",
         "--epoch 3": "unrecognized arguments: --epoch 3",
@@ -71,6 +82,7 @@ def test_bad_arguments_end_in_one_line_and_status_2(
     script, arguments, message, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken" / "checkpoint.npz").mkdir(parents=True)
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     with pytest.raises(SystemExit) as exit_info:
         script.main(arguments.split())
@@ -79,3 +91,44 @@ def test_bad_arguments_end_in_one_line_and_status_2(
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def run(work, *, stdout=subprocess.DEVNULL, **environment):
+    """The exit status and the errors of a script that does `work`, a statement."""
+    program = (
+        "import sys, command_line\n"
+        f"def work(options):\n    {work}\n    return 0\n"
+        "sys.argv[0] = 'script.py'\n"
+        "sys.exit(command_line.run(work, None))"
+    )
+    path = os.pathsep.join([str(SCRIPTS), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
+    return result.returncode, result.stderr
+
+
+def test_a_backend_that_is_not_there_is_told_in_one_line():
+    status, errors = run("pass", JAX_PLATFORMS="nonsense")
+    assert status == 2
+    assert errors.startswith("script.py: error: Unable to initialize backend 'nonsense'")
+    assert errors.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_the_work_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    for work in ("print('x' * 100_000)", "print('x')"):
+        assert run(work, stdout=writer) == (141, "")
+    os.close(writer)
+
+
+def test_output_that_cannot_be_written_is_told_in_one_line():
+    with open("/dev/full", "w") as full:
+        for work in ("print('x' * 100_000)", "print('x')"):
+            message = "script.py: error: [Errno 28] No space left on device\n"
+            assert run(work, stdout=full) == (1, message)

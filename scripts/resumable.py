@@ -1,0 +1,134 @@
+"""What training scripts share to lose nothing: checkpoints, interruptions, the finite and not."""
+
+import argparse
+import contextlib
+import math
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from command_line import Parser, UserError, positive_int
+
+import fnn
+
+CHECKPOINT = "checkpoint.npz"
+
+
+def add_options(parser: Parser, checkpoint_every: int) -> None:
+    option = parser.add_argument
+    option(
+        "--checkpoint-every",
+        type=positive_int,
+        default=checkpoint_every,
+        metavar="N",
+        help="epochs from one checkpoint to the next",
+    )
+    option("--resume", action="store_true", help="go on from the checkpoint in --output, if any")
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that the results depend on: all but paths and the ones named here."""
+    return {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("checkpoint_every", "resume", "quiet")
+        and not isinstance(value, pathlib.Path)
+    }
+
+
+def store(options: argparse.Namespace, state: Any, table: list[list[float]]) -> None:
+    """Write the checkpoint in --output: all that the rest of the run depends on.
+
+    The table has a row of metrics for each epoch so far.
+    """
+    note = {"settings": settings(options), "table": table}
+    fnn.save(options.output / CHECKPOINT, state, note=note)
+
+
+def restore(options: argparse.Namespace, state: Any) -> tuple[Any, list[list[float]]]:
+    """What was last given to store, if there is a checkpoint and --resume is among the options.
+
+    Else the given state, that of the beginning, and an empty table.
+
+    Raises:
+        UserError: the checkpoint is not whole, or was made with other settings.
+    """
+    path = options.output / CHECKPOINT
+    if not (options.resume and path.exists()):
+        return state, []
+    try:
+        match fnn.read_note(path):
+            case {"settings": dict(theirs), "table": list(table)}:
+                pass
+            case _:
+                raise ValueError(f"{path}: not the checkpoint of a training script")
+        ours = settings(options)
+        differences = [
+            f"--{name.replace('_', '-')} {theirs.get(name)}, not {ours.get(name)}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
+        if differences:
+            raise ValueError(f"{path} is from a run with {'; '.join(differences)}")
+        return fnn.load(path, state), table
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[Callable[[], int | None]]:
+    """Gives a function that returns the first of SIGINT and SIGTERM to have come, or None.
+
+    Neither interrupts anything, so that an epoch can be finished and stored; but the second
+    SIGINT ends the process at once. A thread listens for it, since the main thread of Python hears
+    nothing while it waits for a computation. A signal that is ignored already stays ignored.
+    """
+    first = []
+    name = os.path.basename(sys.argv[0])
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+    def listen():
+        while received := listener.recv(1):  # nothing when the other end is closed
+            number = received[0]
+            if first and number == signal.SIGINT:
+                os._exit(128 + number)
+            if not first and number in numbers:
+                first.append(number)
+                text = f"{name}: stopping after this epoch; a Ctrl-C from now on stops at once"
+                print(text, file=sys.stderr)
+
+    listener, waker = socket.socketpair()
+    thread = threading.Thread(target=listen, daemon=True)
+    with listener, waker:
+        waker.setblocking(False)
+        thread.start()
+        previous_waker = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        try:
+            yield lambda: first[0] if first else None
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(previous_waker)
+            waker.close()
+            thread.join()
+
+
+def is_finite(tree: Any) -> bool:
+    """Whether the tree's floating arrays are without NaN and infinity.
+
+    This runs on the host; to compile as much would take longer than all of a short training.
+    """
+    arrays = (a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact))
+    return all((abs(array) < math.inf).all() for array in jax.device_get([*arrays]))

@@ -1,0 +1,350 @@
+"""What kills, interrupts or starves a run of train_disk.py loses at most what is not stored yet."""
+
+import json
+import os
+import pathlib
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+import resumable
+import train_disk
+
+import fnn
+
+TESTS = pathlib.Path(__file__).parent
+NUM_EPOCHS = 40
+SMALL = [
+    *("--epochs", str(NUM_EPOCHS), "--train-size", "20", "--test-size", "10"),
+    *("--batch-size", "10", "--hidden", "3", "--momentum", "0.5", "--quiet"),
+]
+EVERY = [*SMALL, "--checkpoint-every", "1"]
+RESULTS = ["metrics.csv", "params.npz", resumable.CHECKPOINT, *train_disk.FIGURES]
+
+
+class Run:
+    """A run of train_disk.py in a process of its own, as tests/forked.py has it."""
+
+    def __init__(self, ask, folder, arguments, **options):
+        self.ask, self.folder = ask, folder
+        events = pathlib.Path(f"{folder}.events")
+        if not events.exists():
+            os.mkfifo(events)
+        self.events = os.open(events, os.O_RDWR)
+        self.id = ask({"folder": str(folder), "arguments": arguments, **options})
+
+    def wait_for_event(self, number):
+        for _ in range(number):
+            assert select.select([self.events], [], [], 60)[0]
+            os.read(self.events, 1)
+
+    def send(self, number):
+        """Send the signal, and wait until it has been heard."""
+        os.kill(self.id, number)
+        deadline = time.monotonic() + 60
+        while "stopping" not in self.errors() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def go(self):
+        pathlib.Path(f"{self.folder}.go").touch()
+
+    def output(self):
+        return pathlib.Path(f"{self.folder}.out").read_text()
+
+    def errors(self):
+        return pathlib.Path(f"{self.folder}.err").read_text()
+
+    def wait(self):
+        status = self.ask(self.id)
+        os.close(self.events)
+        return status
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """start(folder, arguments, **options) -> Run."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    path = os.pathsep.join([str(TESTS.parent / "scripts"), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, str(TESTS / "forked.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **cache, "PYTHONPATH": path},
+    ) as server:
+
+        def ask(request):
+            print(json.dumps(request), file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline())
+
+        yield lambda *arguments, **options: Run(ask, *arguments, **options)
+        server.stdin.close()
+
+
+def results(folder):
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def num_stored(folder):
+    """The number of epochs that the checkpoint knows."""
+    return len(fnn.read_note(folder / resumable.CHECKPOINT)["table"])
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    """The folder of a run that nothing disturbed, and that stored nothing but its end."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert start(folder, [*SMALL, "--checkpoint-every", "1000"]).wait() == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished):
+    return results(finished)
+
+
+def assert_resumes(start, folder, undisturbed):
+    run = start(folder, [*SMALL, "--resume"])
+    assert (run.wait(), run.errors()) == (0, "")
+    assert results(folder) == undisturbed
+    assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", *RESULTS])
+
+
+def test_runs_killed_at_any_moment_and_resumed_end_with_the_same_bits(start, undisturbed, tmp_path):
+    """Each of the runs is killed, resumed and killed again until the fourth time."""
+    generator = random.Random(0)
+    num_killed = num_in_a_save = num_runs = 0
+    while num_killed < 20 and num_runs < 10:  # a few may end before they are killed
+        folder = tmp_path / str(num_runs)
+        num_runs += 1
+        for _ in range(4):
+            run = start(folder, [*EVERY, "--resume"], how="slow")
+            num_events = generator.randrange(NUM_EPOCHS // 2)
+            run.wait_for_event(num_events)
+            time.sleep(generator.uniform(0, 0.004 if num_events else 0.5))
+            os.kill(run.id, signal.SIGKILL)
+            status = run.wait()
+            assert status in (0, -signal.SIGKILL)
+            if status == 0:
+                break
+            num_killed += 1
+            num_in_a_save += any(folder.glob("*.unfinished"))
+        assert_resumes(start, folder, undisturbed)
+    assert num_killed >= 20
+    assert num_in_a_save > 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_epoch_and_tells_how_to_resume(number, start, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    run = start(folder, [*SMALL, "--checkpoint-every", "3"], hold=2)
+    run.wait_for_event(3)
+    run.send(number)
+    run.go()
+    assert run.wait() == 128 + number
+    assert run.errors().splitlines()[1:] == [
+        "train_disk.py: interrupted in epoch 6: the same command with --resume goes on; "
+        f"{folder} has the results so far"
+    ]
+    assert num_stored(folder) == 6
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 7
+    assert_resumes(start, folder, undisturbed)
+
+
+def test_a_second_interrupt_stops_at_once_and_the_checkpoint_before_stays(
+    start, undisturbed, tmp_path
+):
+    """Even in a computation of minutes, of which Python's main thread waits for the end."""
+    folder = tmp_path / "run"
+    run = start(folder, EVERY, hold=4, how="deaf")
+    run.wait_for_event(7)
+    run.send(signal.SIGINT)
+    os.kill(run.id, signal.SIGINT)
+    assert run.wait() == 130
+    assert num_stored(folder) == 3
+    assert_resumes(start, folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("full", "File too large"), ("read-only", "Permission denied")]
+)
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_stays(
+    how, message, start, undisturbed, tmp_path
+):
+    folder = tmp_path / "run"
+    run = start(folder, EVERY, hold=4, how=how)
+    assert run.wait() == 1
+    assert message in run.errors()
+    assert f"{folder / resumable.CHECKPOINT}" in run.errors()
+    assert run.errors().count("\n") == 1
+    folder.chmod(0o700)
+    assert num_stored(folder) == 3
+    assert_resumes(start, folder, undisturbed)
+
+
+def test_a_checkpoint_that_is_deleted_is_written_again(start, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    run = start(folder, EVERY, hold=4)
+    run.wait_for_event(7)
+    (folder / resumable.CHECKPOINT).unlink()
+    run.go()
+    assert run.wait() == 0
+    assert results(folder) == undisturbed
+
+
+def test_a_folder_in_the_place_of_the_checkpoint_ends_the_run(start, tmp_path):
+    folder = tmp_path / "run"
+    run = start(folder, EVERY, hold=4)
+    run.wait_for_event(7)
+    (folder / resumable.CHECKPOINT).unlink()
+    (folder / resumable.CHECKPOINT).mkdir()
+    run.go()
+    assert run.wait() == 1
+    assert "not a regular file" in run.errors()
+    assert run.errors().count("\n") == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(
+    start, undisturbed, tmp_path
+):
+    folder, same = tmp_path / "run", tmp_path / "same"
+    same.symlink_to(folder)
+    run = start(folder, EVERY, hold=4)
+    run.wait_for_event(7)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for arguments in (EVERY, [*EVERY, "--resume"]):
+        second = start(same, arguments)
+        assert second.wait() == 2
+        assert second.errors() == f"train_disk.py: error: another run is writing to {same}\n"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    run.go()
+    assert run.wait() == 0
+    assert results(folder) == undisturbed
+
+
+def test_other_settings_are_refused_with_both_sides_and_nothing_is_touched(
+    start, finished, undisturbed
+):
+    changes = ["--epochs", "41", "--momentum", "0.25", "--hidden", "3", "4"]
+    run = start(finished, [*EVERY, "--resume", *changes])
+    assert run.wait() == 2
+    assert run.errors() == (
+        f"train_disk.py: error: {finished / resumable.CHECKPOINT} is from a run with "
+        f"--epochs {NUM_EPOCHS}, not 41; --momentum 0.5, not 0.25; --hidden [3], not [3, 4]\n"
+    )
+    assert results(finished) == undisturbed
+
+
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_a_run_says_from_where_it_goes_on(there_is_one, start, finished, undisturbed, tmp_path):
+    folder = finished if there_is_one else tmp_path / "run"
+    run = start(folder, [*EVERY[: EVERY.index("--quiet")], "--resume"])
+    assert run.wait() == 0
+    where = f"after epoch {NUM_EPOCHS}" if there_is_one else "nothing: there is no checkpoint"
+    assert f"\nresumed   {where}\n" in run.output()
+    assert results(folder) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"text"), "File is not a zip file"),
+        (lambda path: fnn.save(path, {}), "not the checkpoint of a training script"),
+        (lambda path: fnn.save(path, (), note={"settings": {}, "table": []}), "--seed None, not 0"),
+    ],
+    ids=["text", "no note", "no settings"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(write, message, start, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write(folder / resumable.CHECKPOINT)
+    run = start(folder, [*EVERY, "--resume"])
+    assert run.wait() == 2
+    assert f"error: {folder / resumable.CHECKPOINT}" in run.errors()
+    assert message in run.errors()
+    assert run.errors().count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", resumable.CHECKPOINT]
+
+
+def run_epochs(folder, *arguments, bad_epoch=0):
+    """train_disk.run_epochs with epochs that compute nothing, one of them with a bad parameter."""
+    options = train_disk.parse_options([*SMALL, "--output", str(folder), *arguments])
+    good, bad = {"W": jnp.ones(2)}, {"W": jnp.array([1, jnp.inf])}
+
+    def run_epoch(state, epoch):
+        return (bad if epoch == bad_epoch else good), [jnp.ones(())] * 4, jnp.ones(3)
+
+    return train_disk.run_epochs(options, run_epoch, good, [])
+
+
+def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(resumable, "store", lambda options, state, table: epochs.append(len(table)))
+    run_epochs(tmp_path, "--checkpoint-every", "15")
+    assert epochs == [15, 30, NUM_EPOCHS]
+
+
+def test_a_parameter_that_is_not_finite_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path):
+    """Also where the loss is finite: a sigmoid hides an infinite parameter."""
+    state, problem, status = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
+    assert problem.startswith("the parameters are not finite in epoch 6: lower --learning-rate")
+    assert status == 1
+    assert state["W"].tolist() == [1, 1]
+    assert num_stored(tmp_path) == 4
+
+
+def test_signals_are_handled_as_before_when_the_work_is_done():
+    def handler(*arguments):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with resumable.interruptions() as interruption:
+            assert interruption() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while interruption() is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert interruption() == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with resumable.interruptions() as interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert interruption() is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_one_value_that_is_not_finite_is_found(dtype):
+    finite = (jnp.array([1, 3e4], dtype), jnp.arange(3), jax.random.key(0), jnp.zeros(0), ())
+    assert resumable.is_finite(finite)
+    for value in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not resumable.is_finite((*finite, jnp.array([1, value], dtype)))
+        assert not resumable.is_finite((*finite, jnp.array(value, dtype)))
+
+
+def test_points_that_are_not_finite_are_told_before_training(tmp_path, capsys, monkeypatch):
+    sample = fnn.sample_disk
+
+    def spoilt(*arguments):
+        points, labels = sample(*arguments)
+        return points.at[3, 1].set(jnp.nan), labels
+
+    monkeypatch.setattr(fnn, "sample_disk", spoilt)
+    assert train_disk.main([*EVERY, "--output", str(tmp_path)]) == 2
+    message = "error: the points have NaN or infinity among their coordinates\n"
+    assert capsys.readouterr().err.endswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
