@@ -211,20 +211,21 @@ def Flatten() -> Layer:
     Raises:
         ValueError: x has fewer than three axes; dy has another shape than y.
     """
+    name = "Flatten()"
 
     def init(key):
         return ()
 
     def forward(params, x, key=None):
-        check_tree("Flatten()", "params", params, ())
-        x = check_array("Flatten()", "x", x, (..., "height", "width", "channels"))
+        check_tree(name, "params", params, ())
+        x = check_array(name, "x", x, (..., "height", "width", "channels"))
         return x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])), shape_token(x)
 
     def backward(params, token, dy):
-        check_tree("Flatten()", "params", params, ())
+        check_tree(name, "params", params, ())
         *leading, height, width, channels = token.shape[1:]
         size = height * width * channels
-        dy = check_array("Flatten()", "dy", dy, (*leading, size), token.dtype)
+        dy = check_array(name, "dy", dy, (*leading, size), token.dtype)
         return (), dy.reshape(token.shape[1:])
 
     return Layer(init, forward, backward)

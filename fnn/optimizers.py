@@ -297,6 +297,7 @@ def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.
         check_nonnegative(name, "each value", value)
 
     def rate_at(step):
+        step = jnp.asarray(step, int)
         passed = jnp.searchsorted(jnp.array(boundaries, int), step, side="right")
         return jnp.stack([jnp.asarray(value, float) for value in values])[passed]
 

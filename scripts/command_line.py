@@ -63,6 +63,10 @@ def nonnegative_float(text: str) -> float:
     return _parse(float, text, 0, 3e38, "a number from 0 to 3e38")
 
 
+def fraction(text: str) -> float:
+    return _parse(float, text, 0, 1, "a number from 0 to 1")
+
+
 def _parse(kind, text, low, high, expected):
     try:
         value = kind(text)
@@ -71,6 +75,14 @@ def _parse(kind, text, low, high, expected):
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return value
+
+
+def time_left(start: float, done: int, total: int) -> str:
+    """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
+    seconds = round((time.monotonic() - start) / done * (total - done))
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
 @contextlib.contextmanager

@@ -8,9 +8,7 @@
 """Train the disk network in fnn and in PyTorch, from the same parameters on the same batches."""
 
 import csv
-import json
 import math
-import pathlib
 import sys
 import time
 from itertools import pairwise
@@ -38,35 +36,35 @@ def parse_options(arguments=None):
     option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
     disk.add_encoding_option(parser)
     disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/compare")
-    option(
-        "--record",
-        type=pathlib.Path,
-        metavar="FILE",
-        help="train nothing, but write the PyTorch trajectories that the tests hold fnn to",
-    )
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
     if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
         parser.error(
             f"argument --rates: expected rates that print differently, got {options.rates}"
         )
+    require_pytorch(parser)
+    figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
+    parser.check_output(options.output, ["comparison.csv", *figure_names])
+    return options
+
+
+def import_torch():
+    """PyTorch, which is imported where it is used, and by the scripts that compare alone."""
+    import torch
+
+    return torch
+
+
+def require_pytorch(parser):
+    """End with an error where PyTorch is not installed."""
     try:
-        import torch  # noqa: F401
+        import_torch()
     except ImportError:
         parser.error("PyTorch is not installed; 'pip install torch' installs it")
-    if options.record is not None:
-        parser.check_output(options.record.parent, [options.record.name], "--record")
-    else:
-        figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
-        parser.check_output(options.output, ["comparison.csv", *figure_names])
-    return options
 
 
 def compare(options):
     """Train in both frameworks at every rate, and report. Returns the exit status."""
-    if options.record is not None:
-        options.record.write_text(record_trajectories())
-        return 0
     widths = "-".join(map(str, [2, *options.hidden, 2]))
     print(
         f"network {widths}, {options.activation}, {options.dtype}; {options.encoding} targets; "
@@ -241,57 +239,6 @@ def torch_evaluate(network, points, targets, labels):
     with torch.no_grad():
         scores = network(points)
         return mse_loss(scores, targets), (scores.argmax(dim=-1) == labels).float().mean()
-
-
-def record_trajectories():
-    """PyTorch's losses and parameters over a few steps in float64, for many settings, as JSON.
-
-    JSON's numbers are the shortest texts that give the same float64 back.
-    """
-    import torch
-
-    torch.manual_seed(0)
-    widths, num_steps, batch_size = [2, 5, 4, 2], 6, 3
-    initial = [
-        torch.randn(shape, dtype=torch.float64)
-        for dim_in, dim_out in pairwise(widths)
-        for shape in ((dim_out, dim_in), (dim_out,))
-    ]
-    batches = [
-        [torch.rand(batch_size, 2, dtype=torch.float64) for _ in ("x", "target")]
-        for _ in range(num_steps)
-    ]
-    plain = {
-        "activation": "leaky_relu",
-        "reduction": "mean",
-        "momentum": 0.0,
-        "nesterov": False,
-        "weight_decay": 0.0,
-    }
-    changes = [{"activation": name} for name in disk.ACTIVATIONS]
-    changes += [{"reduction": name} for name in ("sum", "batchmean")]
-    changes += [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.1}]
-    changes += [{"momentum": 0.5, "nesterov": True, "weight_decay": 0.01, "activation": "tanh"}]
-    lines = []
-    for change in changes:
-        case = plain | change
-        network = torch_network(widths[1:-1], case["activation"], initial)
-        options = {name: case[name] for name in ("momentum", "nesterov", "weight_decay")}
-        optimizer = torch.optim.SGD(network.parameters(), 0.1, **options)
-        losses, params = [], {}
-        for step, (x, target) in enumerate(batches, 1):
-            losses.append(torch_step(network, optimizer, case["reduction"], x, target).item())
-            if step in (1, 3, num_steps):
-                params[step] = [parameter.tolist() for parameter in network.parameters()]
-        lines.append(json.dumps({**case, "losses": losses, "params": params}))
-    head = {
-        "torch": torch.__version__,
-        "widths": widths,
-        "learning_rate": 0.1,
-        "initial": [weight.tolist() for weight in initial],
-        "batches": [[x.tolist(), target.tolist()] for x, target in batches],
-    }
-    return json.dumps(head)[:-1] + ', "cases": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def main(arguments=None):

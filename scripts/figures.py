@@ -42,7 +42,7 @@ def disk_data(points, labels, center: Point, radius: float) -> str:
         (_dots([(0, 0)], SKY, 8), "outside: label 0"),
         (_line([(-9, 0), (9, 0)], INK), "the disk"),
     ]
-    return _figure(630, 500, "The disk data set", [*frame, *marks, _legend(480, 60, entries)])
+    return figure(630, 500, "The disk data set", [*frame, *marks, _legend(480, 60, entries)])
 
 
 def decision_regions(
@@ -83,7 +83,7 @@ def decision_regions(
         (_ring((0, 0), VERMILLION), f"outside, missed: {len(by_label[0])}"),
     ]
     body = [*frame[:-1], *marks, frame[-1], _legend(480, 60, entries)]
-    return _figure(630, 500, "Decision regions and misclassified test points", body)
+    return figure(630, 500, "Decision regions and misclassified test points", body)
 
 
 def network(params: Any, activations: Sequence[str]) -> str:
@@ -112,11 +112,11 @@ def network(params: Any, activations: Sequence[str]) -> str:
         x = units[0][0]
         body.append(_dots(units, color, min(10, (height - 60) / len(units) * 0.8)))
         unit = f"{width} units" if width <= most else f"{width} units, {most} drawn"
-        body += [_text(x, height, unit), _text(x, height + 18, name, color=color)]
+        body += [text(x, height, unit), text(x, height + 18, name, color=color)]
     for index, (dim_out, dim_in) in enumerate(shapes):
-        body.append(_text(60 + (index + 0.5) * gap, 24, f"W {dim_out} by {dim_in}, b {dim_out}"))
+        body.append(text(60 + (index + 0.5) * gap, 24, f"W {dim_out} by {dim_in}, b {dim_out}"))
     title = f"The network {'-'.join(map(str, widths))}"
-    return _figure(120 + gap * len(shapes), height + 34, title, body)
+    return figure(120 + gap * len(shapes), height + 34, title, body)
 
 
 def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -> str:
@@ -164,8 +164,8 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
     ]
     columns = [_legend(80 + 260 * (i % 3), 380 + 22 * (i // 3), [e]) for i, e in enumerate(entries)]
     height = 400 + 22 * ((len(entries) - 1) // 3)
-    body.append(_text(420, 22, title, size=15))
-    return _figure(840, height, title, [*body, *columns])
+    body.append(text(420, 22, title, size=15))
+    return figure(840, height, title, [*body, *columns])
 
 
 def _places_by_label(place, points, labels):
@@ -198,16 +198,16 @@ def _axes(
     for tick in _ticks(*x_range):
         x, _ = place(tick, y_range[0])
         frame.append(f'<path d="M{x} {top}V{bottom}" stroke="{FAINT}"/>')
-        frame.append(_text(x, bottom + 18, f"{tick:g}", size=12))
+        frame.append(text(x, bottom + 18, f"{tick:g}", size=12))
     for tick in _log_ticks(*y_range) if log else _ticks(*y_range):
         _, y = place(x_range[0], tick)
         frame.append(f'<path d="M{left} {y}H{left + width}" stroke="{FAINT}"/>')
-        frame.append(_text(left - 7, y + 4, f"{tick:g}", size=12, anchor="end"))
+        frame.append(text(left - 7, y + 4, f"{tick:g}", size=12, anchor="end"))
     middle = top + height / 2
     frame += [
-        _text(left + width / 2, bottom + 38, x_label),
-        f'<g transform="rotate(-90 {left - 46} {middle})">{_text(left - 46, middle, y_label)}</g>',
-        _text(left + width / 2, top - 14, title, size=15),
+        text(left + width / 2, bottom + 38, x_label),
+        f'<g transform="rotate(-90 {left - 46} {middle})">{text(left - 46, middle, y_label)}</g>',
+        text(left + width / 2, top - 14, title, size=15),
         f'<rect x="{left}" y="{top}" width="{width}" height="{height}" stroke="{INK}" '
         'fill="none"/>',
     ]
@@ -234,7 +234,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside if len(inside) > 1 else _ticks(low, high)
 
 
-def _figure(width: float, height: float, title: str, body: Iterable[str]) -> str:
+def figure(width: float, height: float, title: str, body: Iterable[str]) -> str:
     content = "\n".join(body)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -244,19 +244,19 @@ def _figure(width: float, height: float, title: str, body: Iterable[str]) -> str
     )
 
 
-def _text(x, y, text, size=13, anchor="middle", color=INK):
+def text(x, y, content, size=13, anchor="middle", color=INK):
     return (
         f'<text x="{x}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
-        f'fill="{color}">{html.escape(text)}</text>'
+        f'fill="{color}">{html.escape(content)}</text>'
     )
 
 
 def _legend(x, y, entries):
-    """Pairs (mark drawn around the origin, text), one below the other."""
+    """Pairs (mark drawn around the origin, label), one below the other."""
     return "".join(
         f'<g transform="translate({x} {y + 22 * row})">{mark}'
-        f"{_text(18, 4, text, anchor='start')}</g>"
-        for row, (mark, text) in enumerate(entries)
+        f"{text(18, 4, label, anchor='start')}</g>"
+        for row, (mark, label) in enumerate(entries)
     )
 
 

@@ -12,7 +12,9 @@ import benchmark
 import compare_pytorch
 import grid_search
 import pytest
+import record_pytorch
 import train_disk
+import train_mnist
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 BAD = {
@@ -43,6 +45,14 @@ BAD = {
         "--epoch 3": "unrecognized arguments: --epoch 3",
         "stray": "unrecognized arguments: stray",
     },
+    train_mnist: {
+        "": "the following arguments are required: --data",
+        "--data . --model rnn": "argument --model: invalid choice: 'rnn' (choose from",
+        "--data . --dropout 1.5": "argument --dropout: expected a number from 0 to 1, got '1.5'",
+        "--data . --dropout nan": "argument --dropout: expected a number from 0 to 1, got 'nan'",
+        "--data . --batch-size 0": "argument --batch-size: expected an integer from 1",
+        "--data . --output /dev/null": "argument --output: cannot write /dev/null",
+    },
     grid_search: {
         "--rates": "argument --rates: expected at least one argument",
         "--rates 0.1 fast": "argument --rates: expected a number from 0 to 3e38, got 'fast'",
@@ -61,6 +71,11 @@ BAD = {
         "--dtype float16": "argument --dtype: invalid choice: 'float16'",
         "--torch-rate -1": "argument --torch-rate: expected a number from 0 to 3e38, got '-1'",
         "": "PyTorch is not installed; 'pip install torch' installs it",
+    },
+    record_pytorch: {
+        "": "the following arguments are required: file",
+        "values.json stray": "unrecognized arguments: stray",
+        "values.json": "PyTorch is not installed; 'pip install torch' installs it",
     },
     benchmark: {
         "--groups fast": "argument --groups: invalid choice: 'fast'",

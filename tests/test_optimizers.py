@@ -70,7 +70,16 @@ def test_schedules_are_called_with_the_step_from_0():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-@pytest.mark.parametrize("rate", [0.25, fnn.constant(0.25), fnn.cosine_decay(0.25, 10)])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        0.25,
+        fnn.constant(0.25),
+        fnn.cosine_decay(0.25, 10),
+        fnn.exponential_decay(0.25, 10, 0.5),
+        fnn.piecewise_constant([1], [0.25, 0.1]),
+    ],
+)
 def test_dtypes_are_preserved(dtype, rate):
     with jax.enable_x64(True):
         tree = jax.tree.map(lambda leaf: leaf.astype(dtype), params)

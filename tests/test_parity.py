@@ -1,65 +1,126 @@
-"""fnn follows the trajectories recorded from PyTorch by scripts/compare_pytorch.py --record."""
+"""fnn gives the numbers that scripts/record_pytorch.py recorded from PyTorch."""
 
+import functools
 import json
 import pathlib
+import re
 
-import disk
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
 import fnn
 
-RECORD = json.loads((pathlib.Path(__file__).parent / "data" / "torch_sgd.json").read_text())
+RECORD = json.loads((pathlib.Path(__file__).parent / "data" / "pytorch.json").read_text())
 
 
-def name(case):
-    extras = [key for key in ("momentum", "nesterov", "weight_decay") if case[key]]
-    return "-".join([case["activation"], case["reduction"], *extras])
+def layers(layer, params, x, dy):
+    y, residuals = layer.forward(params, x)
+    grads, dx = layer.backward(params, residuals, dy)
+    return {"y": y, "grads": grads, "dx": dx}
 
 
-def initial_params(model, dtype):
-    weights = [jnp.array(weight, dtype) for weight in RECORD["initial"]]
-    structure = jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)))
-    return jax.tree.unflatten(structure, weights)
+def losses(loss, prediction, target):
+    value, residuals = loss.forward(prediction, target)
+    return {"value": value, "d_prediction": loss.backward(residuals)}
 
 
-def assert_close(actual, recorded, tolerance):
-    recorded = jnp.array(recorded, jnp.float64)
-    difference = jnp.max(jnp.abs(actual.astype(jnp.float64) - recorded))
-    assert difference <= tolerance * jnp.max(jnp.abs(recorded))
+def optimizers(optimizer, params, grads):
+    def update(carry, grads):
+        params, state = optimizer.update(grads, carry[1], carry[0])
+        return (params, state), params
+
+    _, params = jax.lax.scan(update, (params, optimizer.init(params)), grads)
+    return {"params": params}
 
 
-@pytest.mark.parametrize("case", RECORD["cases"], ids=name)
+def trainings(parts, params, x, target):
+    train_step = fnn.make_train_step(*parts)
+
+    def step(state, batch):
+        state, value = train_step(state, *batch)
+        return state, (value, state.params)
+
+    state = fnn.TrainState(params, parts[-1].init(params))
+    state, (values, params) = jax.lax.scan(step, state, (x, target))
+    first = jax.tree.map(lambda leaf: leaf[0], params)
+    return {"losses": values, "first": first, "last": state.params}
+
+
+def schedules(schedule, steps):
+    return {"rates": jax.vmap(schedule)(steps)}
+
+
+KINDS = (layers, losses, optimizers, trainings, schedules)
+
+
+def make(case):
+    return eval(case["expression"], vars(fnn))
+
+
+def arrays(recorded):
+    """Dictionaries of arrays, in tuples for the parameters of several layers."""
+    if isinstance(recorded, dict):
+        return {name: arrays(part) for name, part in recorded.items()}
+    if recorded == [] or (isinstance(recorded, list) and isinstance(recorded[0], dict)):
+        return tuple(map(arrays, recorded))
+    return jnp.array(recorded)
+
+
+@functools.cache
+def outputs(kind, dtype):
+    """What fnn computes for all recorded cases of a kind, by one program."""
+    cases = RECORD[kind.__name__]
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def compute(inputs):
+        return [kind(make(case), **part) for case, part in zip(cases, inputs, strict=True)]
+
+    return compute([arrays(case["inputs"]) for case in cases])
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
-def test_training_follows_pytorch(case, dtype, tolerance):
-    with jax.enable_x64(True):
-        model = disk.make_network(RECORD["widths"][1:-1], case["activation"])
-        optimizer = fnn.sgd(
-            RECORD["learning_rate"], case["momentum"], case["nesterov"], case["weight_decay"]
-        )
-        step = fnn.make_train_step(model, fnn.MSELoss(case["reduction"]), optimizer)
-        params = initial_params(model, dtype)
-        state = fnn.TrainState(params, optimizer.init(params))
-        for number, (batch, loss) in enumerate(
-            zip(RECORD["batches"], case["losses"], strict=True), 1
-        ):
-            state, value = step(state, *(jnp.array(part, dtype) for part in batch))
-            assert_close(value, loss, tolerance)
-            recorded = case["params"].get(str(number), [])
-            for leaf, expected in zip(jax.tree.leaves(state.params), recorded, strict=False):
-                assert leaf.dtype == dtype
-                assert_close(leaf, expected, tolerance)
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        pytest.param(kind, number, id=case["expression"])
+        for kind in KINDS
+        for number, case in enumerate(RECORD[kind.__name__])
+    ],
+)
+def test_fnn_gives_what_pytorch_gave(kind, number, dtype, tolerance):
+    with jax.enable_x64(dtype == "float64"):
+        actual = outputs(kind, dtype)[number]
+        recorded = arrays(RECORD[kind.__name__][number]["outputs"])
+        chex.assert_trees_all_equal_shapes_and_dtypes(actual, recorded)
+        pairs = zip(*map(jax.tree.leaves, jax.device_get((actual, recorded))), strict=True)
+        for ours, theirs in pairs:
+            assert abs(ours - theirs).max() <= tolerance * abs(theirs).max()
 
 
-def test_the_record_covers_every_setting_and_really_trains():
-    cases = RECORD["cases"]
-    assert {case["activation"] for case in cases} == set(disk.ACTIVATIONS)
-    assert {case["reduction"] for case in cases} == {"mean", "sum", "batchmean"}
-    for setting in ("momentum", "nesterov", "weight_decay"):
-        assert {bool(case[setting]) for case in cases} == {False, True}
-    for case in cases:
-        assert list(case["params"]) == ["1", "3", "6"]
-        for recorded in case["params"].values():
-            assert len(recorded) == len(RECORD["initial"]) == 6
-            assert recorded != RECORD["initial"]
+def names(kind):
+    return {name for case in RECORD[kind] for name in re.findall(r"(\w+)\(", case["expression"])}
+
+
+def test_the_record_covers_every_layer_loss_optimizer_and_schedule():
+    types = {"Layer", "Loss", "Optimizer", "TrainState"}
+    constructors = {name for name in fnn.__all__ if name[0].isupper()} - types
+    assert names("layers") | names("losses") == constructors
+    assert names("optimizers") | names("trainings") >= {"adam", "clip_by_global_norm", "sgd"}
+    assert names("schedules") == {
+        "constant", "cosine_decay", "exponential_decay", "piecewise_constant",
+    }  # fmt: skip
+    for name in names("losses"):
+        expressions = [case["expression"] for case in RECORD["losses"]]
+        reductions = {re.search(f"^{name}.*reduction='(\\w+)'", text) for text in expressions}
+        assert {match[1] for match in reductions - {None}} == {"mean", "sum"}
+
+
+def test_the_recorded_trainings_cover_every_setting_of_sgd_and_really_train():
+    for case in RECORD["trainings"]:
+        first, last = case["outputs"]["first"], case["outputs"]["last"]
+        assert case["inputs"]["params"] != first != last
+    expressions = " ".join(case["expression"] for case in RECORD["trainings"])
+    assert set(re.findall(r"MSELoss\('(\w+)'\)", expressions)) == {"mean", "sum", "batchmean"}
+    assert {"momentum", "nesterov", "weight_decay"} == set(re.findall(r"(\w+)=", expressions))

@@ -40,6 +40,11 @@ def test_the_quoted_message_is_the_one_that_is_printed(printed):
     assert quoted[1].replace("\n# ", " ") in printed
 
 
+def test_the_quoted_summary_is_the_one_that_is_printed(printed):
+    quoted = re.search(r"^# ( +layer .*?\n# +total.*?)$", README, re.DOTALL | re.MULTILINE)
+    assert quoted[1].replace("\n# ", "\n") in printed
+
+
 def test_the_first_program_takes_ten_lines():
     first_program = blocks("python")[1]
     assert len([line for line in first_program.splitlines() if line]) == 10

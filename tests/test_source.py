@@ -67,7 +67,8 @@ def test_comparisons_import_pytorch_in_functions_alone(name):
 
 @pytest.mark.parametrize("path", PACKAGE + SCRIPTS, ids=lambda path: path.name)
 def test_no_autodiff_outside_the_tests(path):
-    assert not autodiff_names(path.read_text())
+    of_tensors = {"grad"} if path.name == "record_pytorch.py" else set()  # of PyTorch's
+    assert autodiff_names(path.read_text()) <= of_tensors
 
 
 def test_the_checks_see_what_they_forbid():

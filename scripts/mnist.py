@@ -1,0 +1,159 @@
+"""Images and labels in four IDX files, as MNIST's, and networks that tell the classes apart."""
+
+import functools
+import pathlib
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from command_line import UserError
+
+import fnn
+
+HIDDEN = [512, 256]  # widths of the mlp
+CHANNELS, DENSE = [16, 32], 128  # of the cnn's convolutions, and the width after them
+EVALUATED_AT_ONCE = 500  # images
+
+
+def read(folder: pathlib.Path):
+    """The training set, the test set and the number of classes of the data in `folder`.
+
+    A set is (images, labels): bytes (n, height, width) and int32 (n,). The number of classes is
+    one more than the largest training label.
+
+    Raises:
+        UserError: a file is missing, is no IDX file of bytes, or does not fit the others.
+    """
+    _, train_set = _read_set(folder, "train")
+    (images_path, labels_path), test_set = _read_set(folder, "t10k")
+    size, num_classes = train_set[0].shape[1:], int(train_set[1].max()) + 1
+    if test_set[0].shape[1:] != size:
+        raise UserError(
+            f"{images_path}: expected images of shape {size}, as the training images, "
+            f"got {test_set[0].shape[1:]}"
+        )
+    if test_set[1].max() >= num_classes:
+        raise UserError(
+            f"{labels_path}: expected labels up to {num_classes - 1}, the largest training "
+            f"label, got {test_set[1].max()}"
+        )
+    return train_set, test_set, num_classes
+
+
+def _read_set(folder, prefix):
+    images_path = _find(folder, f"{prefix}-images-idx3-ubyte")
+    labels_path = _find(folder, f"{prefix}-labels-idx1-ubyte")
+    images = _read_bytes(images_path, ("images", "height", "width"))
+    labels = _read_bytes(labels_path, ("labels",)).astype(jnp.int32)
+    if len(labels) != len(images):
+        raise UserError(
+            f"{labels_path}: expected {len(images)} labels, one for each image of "
+            f"{images_path.name}, got {len(labels)}"
+        )
+    if prefix == "train" and labels.max() == labels.min():
+        raise UserError(f"{labels_path}: expected at least two classes, got {labels[0]} alone")
+    return (images_path, labels_path), (images, labels)
+
+
+def _find(folder, name):
+    """The path of the file, which may be compressed, or have a dot before "idx"."""
+    names = [f"{base}{end}" for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    for path in map(folder.joinpath, names):
+        if path.exists():
+            return path
+    raise UserError(f"{folder / name}: no such file, plain or with .gz")
+
+
+def _read_bytes(path, axes):
+    try:
+        array = fnn.load_idx(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if array.dtype != jnp.uint8 or array.ndim != len(axes):
+        raise UserError(
+            f"{path}: expected bytes of shape ({', '.join(axes)}), got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    if array.size == 0:
+        raise UserError(f"{path}: expected at least one element, got shape {array.shape}")
+    return array
+
+
+@jax.jit
+def hold_out(key, images, labels):
+    """Training and validation sets: one example in twelve, and at least one, is for validation."""
+    num_held_out = max(1, len(images) // 12)
+    order = jax.random.permutation(key, len(images))
+    parts = order[num_held_out:], order[:num_held_out]
+    return [(images[part], labels[part]) for part in parts]
+
+
+def Pixels() -> fnn.Layer:
+    """y = x / 255 in float32, with an axis of one channel; dx = 0, because bytes cannot move.
+
+    Shapes: x (..., height, width), bytes; y (..., height, width, 1); params ().
+    """
+
+    def init(key):
+        return ()
+
+    def forward(params, x, key=None):
+        return x[..., None].astype(jnp.float32) / 255, x
+
+    def backward(params, x, dy):
+        return (), jnp.zeros_like(x)
+
+    return fnn.Layer(init, forward, backward)
+
+
+def make_mlp(height: int, width: int, num_classes: int, dropout: float) -> fnn.Layer:
+    """Linear layers, with ReLU and Dropout after each but the last."""
+    layers = [Pixels(), fnn.Flatten()]
+    widths = [height * width, *HIDDEN]
+    for dim_in, dim_out in pairwise(widths):
+        layers += [fnn.Linear(dim_in, dim_out), fnn.ReLU(), fnn.Dropout(dropout)]
+    return fnn.Sequential(*layers, fnn.Linear(widths[-1], num_classes))
+
+
+def make_cnn(height: int, width: int, num_classes: int, dropout: float) -> fnn.Layer:
+    """Two 3x3 convolutions, with ReLU and 2x2 max-pooling after each, and two Linear layers."""
+    if min(height, width) < 10:
+        raise UserError(
+            "argument --model: cnn takes images of at least 10 by 10 pixels, "
+            f"got {height} by {width}"
+        )
+    layers = [Pixels()]
+    for in_channels, out_channels in pairwise([1, *CHANNELS]):
+        layers += [fnn.Conv2d(in_channels, out_channels, 3), fnn.ReLU(), fnn.MaxPool2d(2)]
+        height, width = (height - 2) // 2, (width - 2) // 2
+    layers += [fnn.Flatten(), fnn.Linear(height * width * CHANNELS[-1], DENSE), fnn.ReLU()]
+    return fnn.Sequential(*layers, fnn.Dropout(dropout), fnn.Linear(DENSE, num_classes))
+
+
+MODELS = {"mlp": make_mlp, "cnn": make_cnn}
+
+
+def evaluate(model: fnn.Layer, params, images, labels):
+    """Mean cross-entropy, accuracy, and the logits (n, classes), from a few images at a time."""
+    predict = functools.partial(fnn.predict, model, params)
+    logits = jax.lax.map(predict, images, batch_size=EVALUATED_AT_ONCE)
+    loss, _ = fnn.CrossEntropyLoss().forward(logits, labels)
+    return loss, fnn.accuracy(logits, labels), logits
+
+
+def test(model: fnn.Layer, params, images, labels, most_mistakes: int):
+    """Mean cross-entropy, accuracy, the number of mistakes, and the most confident of these.
+
+    They are (images, labels, predicted classes, probabilities) in the order of the probabilities,
+    each (min(most_mistakes, n), ...); those beyond the number of mistakes are no mistakes.
+    """
+    loss, accuracy, logits = evaluate(model, params, images, labels)
+    predicted = jnp.argmax(logits, axis=-1)
+    probability = jnp.max(jax.nn.softmax(logits), axis=-1)
+    wrong = predicted != labels
+    most_mistakes = min(most_mistakes, len(labels))
+    _, indices = jax.lax.top_k(jnp.where(wrong, probability, -1), most_mistakes)
+    mistakes = [part[indices] for part in (images, labels, predicted, probability)]
+    return loss, accuracy, jnp.sum(wrong), mistakes

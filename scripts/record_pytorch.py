@@ -1,0 +1,336 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["fnn", "jax", "torch"]
+#
+# [tool.uv.sources]
+# fnn = { path = "..", editable = true }
+# ///
+"""Write what PyTorch computes, in float64, for the layers, losses and optimizers of fnn.
+
+A case is the expression that makes its subject in fnn, inputs, and PyTorch's outputs for them.
+Arrays are in fnn's layout: images (..., height, width, channels), kernels (height, width, in, out).
+Inputs are multiples of 1/64, which float32 holds exactly, so that many are equal or at a kink.
+JSON's numbers are the shortest texts that give the same float64 back.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+import warnings
+
+from command_line import Parser, run
+from compare_pytorch import import_torch, require_pytorch, torch_step
+
+KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
+EXTREMES = [1e4, -1e4, 800.0, -800.0, 90.0, -90.0, 17.0, -17.0, 0.25, -0.25]
+CHANCES = [0.0, 1.0, 0.25, 1.0, 0.75, 0.0, 0.5, 0.0, 1.0, 0.5]
+
+
+def parse_options(arguments=None):
+    parser = Parser(
+        "Write the values and derivatives that PyTorch computes for every layer, loss and "
+        "optimizer, to which the tests hold fnn. PyTorch is needed here, not for the tests."
+    )
+    parser.add_argument("file", type=pathlib.Path, help="the JSON file to write")
+    options = parser.parse_args(arguments)
+    require_pytorch(parser)
+    parser.check_output(options.file.parent, [options.file.name], "file")
+    return options
+
+
+def record(options):
+    """Write all the cases, one a line. Returns the exit status."""
+    torch = import_torch()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
+    parts = [f'{{"torch": "{torch.__version__}"']
+    for make in (layers, losses, optimizers, trainings, schedules):
+        torch.manual_seed(0)
+        cases = ",\n".join(map(json.dumps, make()))
+        parts.append(f'"{make.__name__}": [\n{cases}\n]')
+    options.file.write_text(",\n".join(parts) + "}\n")
+    return 0
+
+
+def draw(*shape):
+    """Normal numbers, rounded to multiples of 1/64."""
+    torch = import_torch()
+    return torch.round(torch.randn(shape, dtype=torch.float64) * 64) / 64
+
+
+def tensor(values, *shape):
+    torch = import_torch()
+    return torch.tensor(values, dtype=torch.float64).reshape(shape or -1)
+
+
+def in_torch(expression):
+    """What the expression makes of torch.nn's namesakes, with random parameters in float64."""
+    torch = import_torch()
+    expression = expression.replace("'SAME'", "'same'").replace("'VALID'", "'valid'")
+    module = eval(expression, vars(torch.nn)).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(draw(*parameter.shape))
+    return module
+
+
+def layers():
+    """For each layer: params, x and dy; PyTorch's y, grads and dx (0 for integers)."""
+    torch = import_torch()
+    features, image, images = draw(4, 3), draw(4, 5, 2), draw(2, 4, 5, 2)
+    points, extremes = torch.cat([tensor(KINKS), draw(10)]), tensor(EXTREMES)
+    for expression, x in [
+        ("Linear(3, 4)", features),
+        ("Linear(3, 4)", draw(3)),
+        ("Linear(3, 2, bias=False)", draw(2, 3, 3)),
+        ("Embedding(5, 3)", torch.tensor([[0, 2, 2], [4, 0, 2]])),
+        ("Flatten()", draw(2, 2, 3, 2)),
+        ("Identity()", features),
+        ("Dropout(0.3)", features),
+        ("Sequential(Linear(3, 4), Tanh(), Linear(4, 2))", features),
+        ("LayerNorm(3, eps=0.1)", features),
+        ("RMSNorm(3, eps=0.1)", features),
+        ("LayerNorm(4)", tensor([2.0] * 4)),
+        ("RMSNorm(4, eps=1e-6)", tensor([0.0] * 4)),
+        ("LeakyReLU(2.0)", points),
+        ("ELU(0.3)", points),
+    ]:
+        yield record_layer(expression, x, in_torch(expression))
+    for expression in ("LayerNorm(4)", "RMSNorm(4, eps=1e-6)"):
+        for x in (draw(2, 2, 4), 1e4 * draw(4)):
+            yield record_layer(expression, x, in_torch(expression))
+    for expression in ("Softmax(-1)", "Softmax(1)", "LogSoftmax(-1)", "LogSoftmax(1)"):
+        x = torch.stack([draw(2, 5), tensor(EXTREMES, 2, 5)])
+        yield record_layer(expression, x, in_torch(expression))
+    for expression in (
+        *("ReLU()", "LeakyReLU()", "ELU()", "Tanh()", "Sigmoid()"),
+        *("GELU()", "GELU('tanh')", "SiLU()"),
+    ):
+        for x in (points, extremes):
+            yield record_layer(expression, x, in_torch(expression))
+    for x in (points, extremes):  # beyond PyTorch's threshold, else 20, y is x itself
+        yield record_layer("Softplus()", x, in_torch("Softplus(threshold=40)"))
+
+    linear = in_torch("Linear(3, 3)")
+    yield record_layer("Residual(Linear(3, 3))", features, linear, lambda x: x + linear(x))
+    several = in_torch("ModuleList([Linear(3, 2), Sequential(Linear(3, 2), Tanh())])")
+    for combine, join in {"concat": lambda ys: torch.cat(ys, dim=-1), "sum": sum}.items():
+        expression = (
+            f"Parallel(Linear(3, 2), Sequential(Linear(3, 2), Tanh()), combine='{combine}')"
+        )
+        yield record_layer(
+            expression, features, several, lambda x, f=join: f([part(x) for part in several])
+        )
+
+    for expression, x in [
+        ("Conv2d(2, 3, 3)", image),
+        ("Conv2d(2, 3, (2, 3), padding='VALID')", image),
+        ("Conv2d(2, 2, (2, 3), stride=2)", images),
+        ("Conv2d(2, 2, 3, stride=(3, 2), padding=1)", images),
+        ("Conv2d(2, 2, (3, 1), padding=(2, 0), bias=False)", image),
+        ("Conv2d(2, 2, (3, 5), padding='SAME')", image),
+        ("Conv2d(2, 2, (2, 4), padding='SAME')", image),
+        ("MaxPool2d(2)", images),
+        ("MaxPool2d(3, stride=1)", image),
+        ("MaxPool2d((2, 3), stride=(3, 1))", image),
+        ("MaxPool2d(2)", torch.randint(2, images.shape).double()),
+        ("MaxPool2d((3, 2), stride=(1, 2))", torch.randint(2, images.shape).double()),
+        ("AvgPool2d(2)", images),
+        ("AvgPool2d((3, 2), stride=(1, 3))", image),
+    ]:
+        layer = in_torch(expression)
+        yield record_layer(
+            expression, x, layer, lambda x, f=layer: f(x.movedim(-1, -3)).movedim(-3, -1)
+        )
+
+
+def record_layer(expression, x, module, forward=None):
+    """One forward and one backward pass of the module, or of a function that calls it."""
+    torch = import_torch()
+    module.zero_grad()
+    x = x.clone().requires_grad_(x.is_floating_point())
+    y = (forward or module)(x)
+    dy = draw(*y.shape)
+    y.backward(dy)
+    dx = x.grad if x.requires_grad else torch.zeros_like(x)
+    grads = in_fnn(module, lambda parameter: parameter.grad)
+    return {
+        "expression": expression,
+        "inputs": {"params": in_fnn(module), "x": x.tolist(), "dy": dy.tolist()},
+        "outputs": {"y": y.tolist(), "grads": grads, "dx": dx.tolist()},
+    }
+
+
+def in_fnn(module, read=lambda parameter: parameter):
+    """What is read of each parameter, named and nested as in fnn."""
+    nn = import_torch().nn
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        return [in_fnn(part, read) for part in module]
+    names = {"weight": "W", "bias": "b"}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        names = {"weight": "scale", "bias": "bias"}
+    leaves = {names[name]: read(leaf) for name, leaf in module.named_parameters()}
+    if isinstance(module, nn.Conv2d):
+        leaves["W"] = leaves["W"].permute(2, 3, 1, 0)
+    return {name: leaf.tolist() for name, leaf in leaves.items()} or []
+
+
+def losses():
+    """For each loss: prediction and target; PyTorch's value and d_prediction."""
+    torch = import_torch()
+    target, chances = draw(2, 5), tensor(CHANCES, 2, 5)
+    for reduction, values in (("mean", tensor(KINKS, 2, 5)), ("sum", tensor(EXTREMES, 2, 5))):
+        for expression, pair in {
+            f"MSELoss(reduction='{reduction}')": (target + values, target),
+            f"L1Loss(reduction='{reduction}')": (target + values, target),
+            f"HuberLoss(reduction='{reduction}')": (target + values, target),
+            f"HuberLoss(delta=0.5, reduction='{reduction}')": (target + values, target),
+            f"HuberLoss(delta=2.0, reduction='{reduction}')": (target + values, target),
+            f"BCEWithLogitsLoss(reduction='{reduction}')": (values, chances),
+        }.items():
+            yield record_loss(expression, *pair)
+        for shape in ((), (4,), (2, 2)):
+            scores = draw(*shape, 3) * (1 if reduction == "mean" else 5000)
+            scores[..., 0] = scores[..., 1]
+            for classes in (torch.randint(3, shape), draw(*shape, 3).relu()):
+                yield record_loss(f"CrossEntropyLoss(reduction='{reduction}')", scores, classes)
+
+
+def record_loss(expression, prediction, target):
+    torch = import_torch()
+    loss = in_torch(expression)
+    prediction = prediction.clone().requires_grad_()
+    arrays = [prediction, target]
+    if isinstance(loss, torch.nn.CrossEntropyLoss) and prediction.ndim > 2:  # classes on axis 1
+        arrays = [a.movedim(-1, 1) if a.is_floating_point() else a for a in arrays]
+    value = loss(*arrays)
+    value.backward()
+    return {
+        "expression": expression,
+        "inputs": {"prediction": prediction.tolist(), "target": target.tolist()},
+        "outputs": {"value": value.item(), "d_prediction": prediction.grad.tolist()},
+    }
+
+
+def optimizers():
+    """For each optimizer: params, and grads step by step; PyTorch's params after each step."""
+    torch = import_torch()
+    params = {"W": draw(2, 3), "b": draw(2)}
+    grads = {"W": draw(5, 2, 3), "b": draw(5, 2)}
+    grads["W"][:, 0] = tensor([0.0, 1e-7, 1e4])
+    grads["b"][:, 0] = tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+    rates = [0.1, 0.1, 0.5, 0.02, 0.0]
+    schedule = "piecewise_constant([2, 3, 4], [0.1, 0.5, 0.02, 0.0])"
+    for arguments, options in {
+        "": {},
+        ", b1=0.5, b2=0.9": {"betas": (0.5, 0.9)},
+        ", b1=0.0, b2=0.9999, eps=1e-3": {"betas": (0.0, 0.9999), "eps": 1e-3},
+        ", weight_decay=0.1": {"weight_decay": 0.1},
+        ", 0.8, 0.99, 1e-5, 0.01": {"betas": (0.8, 0.99), "eps": 1e-5, "weight_decay": 0.01},
+    }.items():
+        adamw = functools.partial(torch.optim.AdamW, **({"weight_decay": 0.0} | options))
+        yield record_steps(f"adam({schedule}{arguments})", adamw, params, grads, rates)
+
+    params = {"W": tensor([0.0] * 6, 2, 3), "b": tensor([0.0] * 2)}
+    for scale, max_norm in ((1, 0.5), (1, 100.0), (1e-4, 1e-5), (0, 1.0)):
+        grads = {"W": scale * draw(1, 2, 3), "b": scale * draw(1, 2)}
+        expression = f"clip_by_global_norm(sgd(1.0), {max_norm})"
+        clipping = functools.partial(sgd_with_clipping, max_norm)
+        yield record_steps(expression, clipping, params, grads, [1.0])
+
+
+def sgd_with_clipping(max_norm, leaves):
+    """SGD on gradients times min(1, max_norm / norm); PyTorch's own divisor is norm + 1e-6."""
+    torch = import_torch()
+
+    def clip(*_):
+        norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves]).item()
+        torch.nn.utils.clip_grad_norm_(
+            leaves, max_norm * (norm + 1e-6) / norm if norm else max_norm
+        )
+
+    optimizer = torch.optim.SGD(leaves)
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+def record_steps(expression, make, params, grads, rates):
+    """A step of the optimizer make(leaves) for each of the rates and of the grads."""
+    leaves = {name: leaf.clone() for name, leaf in params.items()}
+    optimizer = make(list(leaves.values()))
+    after = {name: [] for name in leaves}
+    for step, rate in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = rate
+        for name, leaf in leaves.items():
+            leaf.grad = grads[name][step].clone()
+        optimizer.step()
+        for name, leaf in leaves.items():
+            after[name].append(leaf.tolist())
+    params, grads = (
+        {name: leaf.tolist() for name, leaf in tree.items()} for tree in (params, grads)
+    )
+    return {
+        "expression": expression,
+        "inputs": {"params": params, "grads": grads},
+        "outputs": {"params": after},
+    }
+
+
+def trainings():
+    """For each setting: params and batches; PyTorch's losses, params after first and last step."""
+    torch = import_torch()
+    x, target = draw(6, 3, 2), draw(6, 3, 2)
+    for activation, reduction, options in [
+        ("Tanh()", "mean", {}),
+        ("LeakyReLU()", "mean", {}),
+        ("LeakyReLU()", "sum", {}),
+        ("LeakyReLU()", "batchmean", {}),
+        ("LeakyReLU()", "mean", {"momentum": 0.9}),
+        ("LeakyReLU()", "mean", {"momentum": 0.9, "nesterov": True}),
+        ("LeakyReLU()", "mean", {"weight_decay": 0.1}),
+        ("Tanh()", "mean", {"momentum": 0.5, "nesterov": True, "weight_decay": 0.01}),
+    ]:
+        layers = f"Linear(2, 4), {activation}, Linear(4, 3), {activation}, Linear(3, 2), Sigmoid()"
+        network = in_torch(f"Sequential({layers})")
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, **options)
+        losses, params = [], [in_fnn(network)]
+        for batch in zip(x, target, strict=True):
+            losses.append(torch_step(network, optimizer, reduction, *batch).item())
+            params.append(in_fnn(network))
+        arguments = ", ".join(["0.1", *(f"{name}={value}" for name, value in options.items())])
+        yield {
+            "expression": f"Sequential({layers}), MSELoss('{reduction}'), sgd({arguments})",
+            "inputs": {"params": params[0], "x": x.tolist(), "target": target.tolist()},
+            "outputs": {"losses": losses, "first": params[1], "last": params[-1]},
+        }
+
+
+def schedules():
+    """For each schedule: steps; PyTorch's rates at these."""
+    torch = import_torch()
+    lr_scheduler = torch.optim.lr_scheduler
+
+    values = [0.5, 0.5 * 0.1, 0.5 * 0.1**2, 0.5 * 0.1**3]
+    for expression, make, *arguments in (
+        ("exponential_decay(0.5, 1, 0.9)", lr_scheduler.ExponentialLR, 0.9),
+        ("exponential_decay(0.5, 4, 0.3)", lr_scheduler.ExponentialLR, 0.3**0.25),
+        (f"piecewise_constant([2, 3, 7], {values})", lr_scheduler.MultiStepLR, [2, 3, 7], 0.1),
+        ("cosine_decay(0.5, 11)", lr_scheduler.CosineAnnealingLR, 11),
+        ("constant(0.5)", lr_scheduler.ConstantLR, 1.0),
+    ):
+        optimizer = torch.optim.SGD([draw(1)], 0.5)
+        schedule, steps, rates = make(optimizer, *arguments), list(range(12)), []
+        for _ in steps:
+            rates += schedule.get_last_lr()
+            optimizer.step()
+            schedule.step()
+        yield {"expression": expression, "inputs": {"steps": steps}, "outputs": {"rates": rates}}
+
+
+def main(arguments=None):
+    return run(record, parse_options(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Train a network on MNIST, or on any other images and labels in four files of its format."""
+
+import argparse
+import csv
+import functools
+import math
+import pathlib
+import sys
+import time
+
+import figures
+import jax
+import jax.numpy as jnp
+import mnist
+import pictures
+from command_line import (
+    Parser,
+    UserError,
+    fraction,
+    nonnegative_float,
+    positive_int,
+    progress,
+    run,
+    seed,
+    time_left,
+)
+
+import fnn
+
+FIGURES = ["curves.svg", "mistakes.svg"]
+MOST_MISTAKES = 24  # drawn
+
+
+def parse_options(arguments=None):
+    parser = Parser(
+        "Train a network to classify grey images. The data are four IDX files, plain or "
+        "compressed, in one folder: train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+        "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte. Image size and number of classes are "
+        "theirs. One in twelve of the training images, drawn at random, is held out for "
+        "validation; the test images are looked at once, at the end."
+    )
+    option = parser.add_argument
+    option(
+        "--data",
+        type=pathlib.Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder with the four files",
+    )
+    option("--model", choices=mnist.MODELS, default="mlp", help="dense, or convolutional")
+    option("--seed", type=seed, default=0, help="of held-out images, parameters and batches")
+    option("--epochs", type=positive_int, default=15, help="passes over the training images")
+    option("--batch-size", type=positive_int, default=100, help="images a step")
+    option(
+        "--learning-rate",
+        type=nonnegative_float,
+        default=0.002,
+        help="of Adam, at its highest; it falls to 0 along half a cosine",
+    )
+    option("--weight-decay", type=nonnegative_float, default=0.0, help="of Adam, decoupled")
+    option("--dropout", type=fraction, default=0.3, help="share of the hidden units dropped")
+    option("--output", type=pathlib.Path, default="runs/mnist", help="folder for the results")
+    option("--quiet", action="store_true", help="print the summary line alone")
+    options = parser.parse_args(arguments)
+    parser.check_output(options.output, ["metrics.csv", "params.npz", *FIGURES])
+    return options
+
+
+def describe(options, model, image_shape, sizes, num_classes, num_steps):
+    """What is about to run, as text; sizes are the numbers of images in the three sets."""
+    height, width = image_shape
+    num_training, num_validation, num_tests = sizes
+    device = jax.devices()[0]
+    return f"""\
+{fnn.summary(model, (options.batch_size, height, width), jnp.uint8)}
+
+data      {options.data}: {num_classes} classes, {height} by {width} pixels
+images    {num_training} to train on, {num_validation} for validation, {num_tests} for the test
+Adam      learning rate {options.learning_rate:g} (cosine), \
+weight decay {options.weight_decay:g}, dropout {options.dropout:g}
+run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
+seed {options.seed}
+device    {device.platform} ({device.device_kind})
+output    {options.output}
+"""
+
+
+def train(options):
+    """Train, and write the results as it goes. Returns the exit status."""
+    start_time = time.monotonic()
+    num_epochs = options.epochs
+    split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
+    all_images, test_set, num_classes = mnist.read(options.data)
+    train_set, validation_set = mnist.hold_out(split_key, *all_images)
+    del all_images
+    sizes = [len(labels) for _, labels in (train_set, validation_set, test_set)]
+    num_training, _, num_tests = sizes
+    if options.batch_size > num_training:
+        raise UserError(
+            f"argument --batch-size: expected at most the {num_training} training images, "
+            f"got {options.batch_size}"
+        )
+    image_shape = test_set[0].shape[1:]
+    model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
+    num_steps = num_epochs * math.ceil(num_training / options.batch_size)
+    schedule = fnn.cosine_decay(options.learning_rate, num_steps)
+    optimizer = fnn.adam(schedule, weight_decay=options.weight_decay)
+    loss = fnn.CrossEntropyLoss()
+    train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
+
+    @jax.jit
+    def run_epoch(state, train_set, validation_set, epoch):
+        state, losses = train_epoch(state, *train_set, jax.random.fold_in(epoch_key, epoch))
+        validation_loss, accuracy, _ = mnist.evaluate(model, state.params, *validation_set)
+        metrics = (jnp.mean(losses), validation_loss, accuracy)
+        return state, metrics, jnp.isfinite(metrics[0] + metrics[1])
+
+    state = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))(init_key)
+    if not options.quiet:
+        print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
+    table = []
+    problem, status = None, 0
+    with (
+        open(options.output / "metrics.csv", "w", newline="") as file,
+        progress(num_epochs, options.quiet) as report,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "train_loss", "validation_loss", "validation_accuracy"])
+        loop_start = time.monotonic()
+        try:
+            for epoch in range(1, num_epochs + 1):
+                new_state, *results = run_epoch(state, train_set, validation_set, epoch)
+                metrics, finite = jax.device_get(results)
+                writer.writerow([epoch, *(f"{value:.6g}" for value in metrics)])
+                table.append(metrics)
+                if not finite:
+                    problem = f"the loss is not finite in epoch {epoch}: lower --learning-rate"
+                    status = 1
+                    break
+                state = new_state
+                report(
+                    epoch,
+                    f"epoch {epoch}/{num_epochs}  "
+                    "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics)
+                    + time_left(loop_start, epoch, num_epochs),
+                )
+        except KeyboardInterrupt:
+            problem, status = f"interrupted in epoch {epoch}", 130
+    fnn.save(options.output / "params.npz", state.params)
+    if table:
+        test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
+        test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
+        draw(options, table, num_tests, *mistakes)
+    if problem:
+        print(
+            f"train_mnist.py: {problem}; {options.output} has the results so far", file=sys.stderr
+        )
+        return status
+    print(
+        f"test accuracy {test_accuracy:.2%}, test loss {test_loss:.5f}, {num_epochs} epochs, "
+        f"{num_steps} steps, {time.monotonic() - start_time:.1f} seconds"
+    )
+    return 0
+
+
+def draw(options, table, num_tests, num_mistakes, mistakes):
+    """Write the figures; table has a row (train loss, validation loss, accuracy) an epoch."""
+    train_loss, validation_loss, validation_accuracy = zip(*table, strict=True)
+    validation = "validation images"
+    panels = [
+        (
+            "cross-entropy",
+            [
+                figures.Curve(validation, validation_loss),
+                figures.Curve("training images, with dropout", train_loss),
+            ],
+        ),
+        ("accuracy, %", [figures.Curve(validation, validation_accuracy)]),
+    ]
+    curves = figures.learning_curves(panels, f"Training, {options.model}, seed {options.seed}")
+    (options.output / "curves.svg").write_text(curves)
+
+    mistakes = [part.tolist()[:num_mistakes] for part in mistakes]
+    title = (
+        f"The {len(mistakes[0])} most confident of {num_mistakes} mistakes among {num_tests} "
+        "test images"
+    )
+    (options.output / "mistakes.svg").write_text(pictures.mistakes(*mistakes, title))
+
+
+def main(arguments=None):
+    return run(train, parse_options(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
