@@ -75,6 +75,11 @@ def _place(mesh, spec, tree):
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, jax.device_get(leaf)), tree
-    )
+
+    def place(leaf):
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jax.dtypes.prng_key):
+            impl = jax.random.key_impl(leaf)
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=impl)
+        return jax.make_array_from_process_local_data(sharding, jax.device_get(leaf))
+
+    return jax.tree.map(place, tree)

@@ -1,12 +1,7 @@
 """Data parallelism on CPU devices: the same numbers, the work divided, one all-reduce a step."""
 
 import math
-import os
-import pathlib
 import re
-import socket
-import subprocess
-import sys
 
 import chex
 import jax
