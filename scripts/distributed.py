@@ -85,8 +85,25 @@ def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) 
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             options.output = pathlib.Path(folder)
             stack.enter_context(_silence())
-        status = command_line.run(work, options, options.output)
+        status = command_line.run(_told_of_others(work), options, options.output)
     return _leave(status)
+
+
+def _told_of_others(work):
+    """work, whose errors say that other processes may be their cause, if there are any."""
+
+    def told(options):
+        try:
+            return work(options)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            problem = f"another process may be gone: {error}"
+            raise jax.errors.JaxRuntimeError(problem) from error
+
+    return told
 
 
 def _connect(options):
@@ -104,8 +121,9 @@ def _connect(options):
                 heartbeat_timeout_seconds=10 * options.epoch_timeout,
                 shutdown_timeout_seconds=10 * SECONDS_TO_LEAVE,
             )
-            with _silence():  # Gloo tells here that it is connected
-                jax.devices()
+            if jax.process_count() > 1:
+                with _silence():  # Gloo tells on stdout that it is connected
+                    multihost_utils.sync_global_devices("start")
     except (RuntimeError, ValueError) as error:
         if told or isinstance(error, RuntimeError):
             return f"cannot join the run at {told}: {str(error).splitlines()[0]}"
@@ -128,14 +146,13 @@ def _silence():
 
 
 def _leave(status):
-    """status, when the processes have parted; a failed one does not wait for the others."""
+    """status, if it is one that all the processes have; else the others are not waited for."""
     if status and jax.distributed.is_initialized():
         sys.stderr.flush()
-        timer = threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,))
-        timer.daemon = True
-        timer.start()
-        with contextlib.suppress(RuntimeError):
-            jax.distributed.shutdown()
+        if status != 1:
+            threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,)).start()
+            with contextlib.suppress(RuntimeError):
+                jax.distributed.shutdown()
         os._exit(status)
     return status
 
@@ -220,4 +237,5 @@ def largest(number: int | None) -> int | None:
     """The largest of the processes' numbers, the same in every process; None is the least."""
     if jax.process_count() == 1:
         return number
-    return int(multihost_utils.process_allgather(jnp.int32(number or 0)).max()) or None
+    numbers = jnp.full(jax.local_device_count(), number or 0)
+    return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None
