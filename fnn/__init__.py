@@ -54,6 +54,7 @@ from fnn.optimizers import (
     piecewise_constant,
     sgd,
 )
+from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.testing import check_layer, check_loss
 from fnn.training import (
     TrainState,
@@ -119,6 +120,7 @@ __all__ = [
     "constant",
     "cosine_decay",
     "count_params",
+    "data_parallel_mesh",
     "exponential_decay",
     "find_nonfinite",
     "freeze",
@@ -141,9 +143,11 @@ __all__ = [
     "remat",
     "repeat",
     "sample_disk",
+    "replicate",
     "save",
     "scale_gradient",
     "sgd",
+    "shard_batch",
     "standard_normal",
     "summary",
     "with_compute_dtype",

@@ -134,6 +134,7 @@ def Conv2d(
             window_strides=(1, 1),
             padding=[(before, m + k - 1 - n - before) for n, m, k, (before, _) in axes],
             rhs_dilation=strides,
+            out_sharding=jax.typeof(params["W"]).sharding,
         )
         dx = convolve(
             dys,

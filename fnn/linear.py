@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fnn.initializers import standard_normal, xavier_uniform, zeros
 from fnn.layer import (
@@ -69,7 +70,7 @@ def Linear(
         x = check_array(name, "residuals", x, (..., dim_in))
         dy = check_array(name, "dy", dy, (*x.shape[:-1], dim_out), x.dtype)
         leading = tuple(range(x.ndim - 1))
-        grads = {"W": _sum_of_outer_products(dy, x, leading)}
+        grads = {"W": _sum_of_outer_products(dy, x, leading, jax.typeof(params["W"]).sharding)}
         if bias:
             grads["b"] = jnp.sum(dy, axis=leading, dtype=accumulation_dtype(dy.dtype))
         grads = {leaf: grad.astype(params[leaf].dtype) for leaf, grad in grads.items()}
@@ -151,7 +152,17 @@ def Embedding(
     def forward(params, x, key=None):
         check_tree(name, "params", params, like)
         x = check_integers(name, "x", x)
-        rows = params["W"].at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        examples, features = jax.typeof(x).sharding, jax.typeof(params["W"]).sharding.spec[1]
+        rows = (
+            params["W"]
+            .at[x]
+            .get(
+                mode="fill",
+                fill_value=jnp.nan,
+                wrap_negative_indices=False,
+                out_sharding=NamedSharding(examples.mesh, PartitionSpec(*examples.spec, features)),
+            )
+        )
         return rows, x
 
     def backward(params, x, dy):
@@ -159,26 +170,37 @@ def Embedding(
         x, W = check_integers(name, "residuals", x), params["W"]
         dy = check_array(name, "dy", dy, (*x.shape, dim), W.dtype)
         zeros = jnp.zeros_like(widen(W))
-        dW = zeros.at[x].add(widen(dy), mode="drop", wrap_negative_indices=False)
+        dW = zeros.at[x].add(
+            widen(dy),
+            mode="drop",
+            wrap_negative_indices=False,
+            out_sharding=jax.typeof(W).sharding,
+        )
         return {"W": dW.astype(W.dtype)}, jnp.zeros_like(x)
 
     return Layer(init, forward, backward)
 
 
-def _contract(a, b, axes_a, axes_b):
+def _contract(a, b, axes_a, axes_b, out_sharding=None):
     """Products of a and b, in a's dtype, summed over the given axes and not yet rounded."""
     return jnp.tensordot(
-        a, b.astype(a.dtype), (axes_a, axes_b), preferred_element_type=accumulation_dtype(a.dtype)
+        a,
+        b.astype(a.dtype),
+        (axes_a, axes_b),
+        preferred_element_type=accumulation_dtype(a.dtype),
+        out_sharding=out_sharding,
     )
 
 
-def _sum_of_outer_products(dy, x, leading):
+def _sum_of_outer_products(dy, x, leading, out_sharding):
     """dy^T x over the leading axes, not yet rounded.
+
+    A mesh with Explicit axes asks where the sum is to lie; else out_sharding says nothing.
 
     For few examples of a narrow layer, XLA's loop over multiplications and additions takes less
     time than one call of its matrix product, about a microsecond on a CPU.
     """
     num_examples = math.prod(x.shape[:-1])
     if num_examples > 32 or num_examples * dy.shape[-1] * x.shape[-1] > 2**14:
-        return _contract(dy, x, leading, leading)
+        return _contract(dy, x, leading, leading, out_sharding)
     return jnp.sum(widen(dy)[..., :, None] * widen(x)[..., None, :], axis=leading)

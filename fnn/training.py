@@ -1,14 +1,18 @@
 """Training: the hand-written passes put together, whole or in parts; a step, an epoch."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from fnn.layer import Layer, accumulation_dtype, check_integer, widen
 from fnn.losses import Loss
 from fnn.optimizers import Optimizer
+from fnn.sharding import sharded_axes
 
 MOST_BYTES_TO_COPY = 2**24  # shuffled at once; more than that is gathered batch by batch
 
@@ -134,6 +138,10 @@ def make_train_epoch(
     batch_size does not divide the number of examples n, the last batch is the smaller rest, so
     that every example is seen once.
 
+    On a data set over a mesh of N devices (see fnn.sharding) a batch is batch_size / N examples of
+    each device's own, in an order of their own that each device draws: no example moves, and the
+    batches are stratified by device. Without shuffling they are the next ones of each.
+
     Shapes: x (n, ...), target (n, ...), loss values (ceil(n / batch_size),), one a step.
 
     Args:
@@ -143,7 +151,7 @@ def make_train_epoch(
 
     Raises:
         ValueError: batch_size is not a positive integer; no examples; x and target differ in
-            the number of examples; no key to shuffle with.
+            the number of examples; no key to shuffle with; N does not divide batch_size or n.
     """
     batch_size = check_integer("make_train_epoch", "batch_size", batch_size, 1)
     step = _train_step(model, loss, optimizer)
@@ -157,35 +165,44 @@ def make_train_epoch(
         if shuffle and key is None:
             raise ValueError("make_train_epoch: expected a key to shuffle with, got None")
 
-        def take(order):
+        num_full = num_examples // batch_size
+        axes, num_shards, on_shards = _shards(x, num_examples, batch_size)
+        copies = (x.nbytes + target.nbytes) // num_shards <= MOST_BYTES_TO_COPY
+        examples = PartitionSpec(axes)
+
+        @on_shards(in_specs=examples, out_specs=examples)
+        def take(order, x, target):
             return x[order], target[order]
 
-        def as_it_is(batch):
-            return batch
-
-        if not shuffle:
-            examples, batch_of = (x, target), as_it_is
-        elif x.nbytes + target.nbytes <= MOST_BYTES_TO_COPY:
-            examples, batch_of = take(_random_order(shuffle_key, num_examples)), as_it_is
-        else:
-            examples, batch_of = _random_order(shuffle_key, num_examples), take
+        @on_shards(
+            in_specs=(PartitionSpec(), examples, examples),
+            out_specs=(PartitionSpec(None, axes), examples),
+        )
+        def batches(key, x, target):
+            """The full batches, stacked, and the rest: examples, or their numbers."""
+            parts = x, target
+            if shuffle:
+                if num_shards > 1:
+                    key = jax.random.fold_in(key, jax.lax.axis_index(axes))
+                order = _random_order(key, len(x))
+                parts = (x[order], target[order]) if copies else (order,)
+            size = batch_size // num_shards
+            split = num_full * size
+            full = tuple(a[:split].reshape(num_full, size, *a.shape[1:]) for a in parts)
+            return full, tuple(a[split:] for a in parts)
 
         def numbered_step(state, batch):
-            index, examples = batch
+            index, parts = batch
             key = None if step_key is None else jax.random.fold_in(step_key, index)
-            return step(state, *batch_of(examples), key)
+            examples = take(*parts, x, target) if shuffle and not copies else parts
+            return step(state, *examples, key)
 
-        num_full = num_examples // batch_size
-        split = num_full * batch_size
+        full, rest = batches(shuffle_key if shuffle else None, x, target)
         losses = []
         if num_full:
-            full = jax.tree.map(
-                lambda a: a[:split].reshape(num_full, batch_size, *a.shape[1:]), examples
-            )
             state, values = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), full))
             losses.append(values)
-        if split < num_examples:
-            rest = jax.tree.map(lambda a: a[split:], examples)
+        if num_full * batch_size < num_examples:
             state, value = numbered_step(state, (num_full, rest))
             losses.append(value[None])
         return state, jnp.concatenate(losses)
@@ -202,6 +219,23 @@ def _train_step(model, loss, optimizer):
         return TrainState(params, opt_state), value
 
     return step
+
+
+def _shards(x, num_examples, batch_size):
+    """The mesh axes over which x is sharded, the number of shards, and a decorator.
+
+    on_shards(in_specs=..., out_specs=...) makes a function run on each shard by itself.
+    """
+    mesh, axes = sharded_axes(x)
+    num_shards = math.prod(mesh.shape[axis] for axis in axes)
+    if not axes:
+        return axes, 1, lambda **specs: lambda function: function
+    if batch_size % num_shards or num_examples % num_shards:
+        raise ValueError(
+            "make_train_epoch: expected a batch_size and a number of examples that "
+            f"{num_shards} devices divide, got {batch_size} and {num_examples}"
+        )
+    return axes, num_shards, functools.partial(jax.shard_map, mesh=mesh, axis_names={*axes})
 
 
 def _random_order(key, length):

@@ -110,6 +110,11 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
             print()
 
 
+def name() -> str:
+    """The script's, for messages."""
+    return pathlib.Path(sys.argv[0]).name
+
+
 def run(
     work: Callable[[argparse.Namespace], int],
     options: argparse.Namespace,
@@ -138,7 +143,7 @@ def run(
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:
-        print(f"{pathlib.Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        print(f"{name()}: error: {message}", file=sys.stderr)
     return status
 
 

@@ -19,6 +19,11 @@ from command_line import Parser, UserError, positive_int
 import fnn
 
 CHECKPOINT = "checkpoint.npz"
+# The last six are those of distributed.py: a checkpoint is no one number of devices' own.
+INDIFFERENT = (
+    "checkpoint_every", "resume", "quiet",
+    "data_parallel", "coordinator", "num_processes", "process_id", "start_timeout", "epoch_timeout",
+)  # fmt: skip
 
 
 def add_options(parser: Parser, checkpoint_every: int) -> None:
@@ -34,12 +39,11 @@ def add_options(parser: Parser, checkpoint_every: int) -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that the results depend on: all but paths and the ones named here."""
+    """The options that the results depend on: all but paths and the ones in INDIFFERENT."""
     return {
         name: value
         for name, value in vars(options).items()
-        if name not in ("checkpoint_every", "resume", "quiet")
-        and not isinstance(value, pathlib.Path)
+        if name not in INDIFFERENT and not isinstance(value, pathlib.Path)
     }
 
 

@@ -6,11 +6,12 @@ import sys
 import time
 
 import disk
+import distributed
 import figures
 import jax
 import jax.numpy as jnp
 import resumable
-from command_line import Parser, UserError, nonnegative_float, progress, run, seed
+from command_line import Parser, UserError, nonnegative_float, progress, seed
 
 import fnn
 
@@ -36,10 +37,13 @@ def parse_options(arguments=None):
         output="runs/disk",
     )
     resumable.add_options(parser, checkpoint_every=50)
+    distributed.add_options(parser)
     option("--quiet", action="store_true", help="print the summary line alone")
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
-    parser.check_output(options.output, [*FILES, *FIGURES])
+    distributed.check_options(parser, options)
+    if not options.process_id:
+        parser.check_output(options.output, [*FILES, *FIGURES])
     return options
 
 
@@ -48,6 +52,9 @@ def describe(options, params, num_steps, epochs_done):
     widths = "-".join(map(str, [2, *options.hidden, 2]))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
+    count = f"{jax.device_count()} x " if options.data_parallel else ""
+    if jax.process_count() > 1:
+        count = f"{jax.process_count()} processes, {count}"
     resumed = f"after epoch {epochs_done}" if epochs_done else "nothing: there is no checkpoint"
     text = f"""\
 network   {widths}, {options.activation}, sigmoid at the end: {num_params} parameters
@@ -57,7 +64,7 @@ SGD       learning rate {options.learning_rate:g} ({options.schedule}), \
 momentum {options.momentum:g}, weight decay {options.weight_decay:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
-device    {device.platform} ({device.device_kind})
+device    {count}{device.platform} ({device.device_kind})
 output    {options.output}"""
     return f"{text}\nresumed   {resumed}" if options.resume else text
 
@@ -107,8 +114,9 @@ def run_epochs(options, run_epoch, state, table):
         for epoch, metrics in enumerate(table, 1):
             writer.writerow([epoch, *disk.format_metrics(*metrics)])
         for epoch in range(len(table) + 1, options.epochs + 1):
-            new_state, metrics, losses = run_epoch(state, epoch)
-            table.append([*map(float, jax.device_get(metrics))])
+            with distributed.epoch_deadline(options):
+                new_state, metrics, losses = run_epoch(state, epoch)
+                table.append([*map(float, jax.device_get(metrics))])
             writer.writerow([epoch, *disk.format_metrics(*table[-1])])
             if not resumable.is_finite((losses, metrics, new_state)):
                 what = "loss is" if not resumable.is_finite((losses, metrics)) else "parameters are"
@@ -123,10 +131,10 @@ def run_epochs(options, run_epoch, state, table):
                 f"epoch {epoch}/{options.epochs}  "
                 "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*table[-1]),
             )
-            number, is_last = interruption(), epoch == options.epochs
+            number, is_last = distributed.largest(interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
-                resumable.store(options, state, table)
-                number = interruption()
+                resumable.store(options, jax.device_get(state), table)
+                number = distributed.largest(interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
                 return state, problem, 128 + number
@@ -139,16 +147,23 @@ def train(options):
     num_steps = disk.count_steps(options, options.train_size)
     model = disk.make_network(options.hidden, options.activation)
     start, run_epoch = make_programs(options, model, num_steps)
+    mesh = distributed.make_mesh(
+        options, batch_size=options.batch_size, train_size=options.train_size
+    )
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not resumable.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    state, table = resumable.restore(options, state)
+    state, table = distributed.from_first(*resumable.restore(options, state))
+    state = distributed.place(mesh, state)
+    parts = [distributed.place_examples(mesh, part) for part in data]
+    epoch_key = distributed.place(mesh, epoch_key)
     if not options.quiet:
         print(describe(options, state.params, num_steps, len(table)), flush=True)
-    run_epoch = functools.partial(run_epoch, data, epoch_key)
+    run_epoch = functools.partial(run_epoch, parts, epoch_key)
     state, problem, status = run_epochs(options, run_epoch, state, table)
-    fnn.save(options.output / "params.npz", state.params)
-    draw(options, model, state.params, table, *data)
+    params = jax.device_get(state.params)
+    fnn.save(options.output / "params.npz", params)
+    draw(options, model, params, table, *data)
     if problem:
         print(f"train_disk.py: {problem}; {options.output} has the results so far", file=sys.stderr)
         return status
@@ -186,8 +201,7 @@ def draw(options, model, params, table, train_set, test_set):
 
 
 def main(arguments=None):
-    options = parse_options(arguments)
-    return run(train, options, options.output)
+    return distributed.run(train, parse_options(arguments))
 
 
 if __name__ == "__main__":

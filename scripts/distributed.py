@@ -1,0 +1,241 @@
+"""What scripts share to train on many devices: options, processes that find each other, and time
+limits, so that nothing waits for a process that is not there.
+
+    options = parse_options()            # with add_options
+    return distributed.run(train, options)
+
+Only the first process writes to --output and prints. The others do as it does, in a folder that is
+thrown away: training code is the same for all of them.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import command_line
+import jax
+import jax.numpy as jnp
+from command_line import Parser, UserError, positive_int
+from jax.experimental import multihost_utils
+
+import fnn
+
+SECONDS_TO_LEAVE = 5
+
+
+def add_options(parser: Parser) -> None:
+    option = parser.add_argument
+    option("--data-parallel", action="store_true", help="train on all devices, of all processes")
+    option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 listens, if not told by JAX_COORDINATOR_ADDRESS, Slurm or Open MPI; "
+        "with it, --data-parallel goes without saying",
+    )
+    option("--num-processes", type=positive_int, metavar="N", help="how many processes there are")
+    option("--process-id", type=int, metavar="I", help="which one this is, from 0 to N - 1")
+    option(
+        "--start-timeout",
+        type=positive_int,
+        default=60,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start",
+    )
+    option(
+        "--epoch-timeout",
+        type=positive_int,
+        default=600,
+        metavar="SECONDS",
+        help="how long a process waits for the others to finish an epoch, compilation included",
+    )
+
+
+def check_options(parser: Parser, options: argparse.Namespace) -> None:
+    """End with an error unless the options on processes fit together."""
+    number, count = options.process_id, options.num_processes
+    if options.coordinator is not None:
+        host, _, port = options.coordinator.rpartition(":")
+        if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+            parser.error(f"argument --coordinator: expected HOST:PORT, got {options.coordinator!r}")
+        options.data_parallel = True
+    if (count is None) != (number is None):
+        parser.error("arguments --num-processes and --process-id: expected both or none")
+    if count is not None and not 0 <= number < count:
+        parser.error(
+            f"argument --process-id: expected an integer from 0 to {count - 1}, got {number}"
+        )
+    if count is not None and not (options.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ):
+        parser.error("argument --coordinator: expected HOST:PORT with --num-processes, got none")
+
+
+def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """command_line.run(work, options, options.output) in every process of the run."""
+    if options.data_parallel and (problem := _connect(options)):
+        print(f"{command_line.name()}: error: {problem}", file=sys.stderr)
+        return _leave(1)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() > 0:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            options.output = pathlib.Path(folder)
+            stack.enter_context(_silence())
+        status = command_line.run(_told_of_others(work), options, options.output)
+    return _leave(status)
+
+
+def _told_of_others(work):
+    """work, whose errors say that other processes may be their cause, if there are any."""
+
+    def told(options):
+        try:
+            return work(options)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            problem = f"another process may be gone: {error}"
+            raise jax.errors.JaxRuntimeError(problem) from error
+
+    return told
+
+
+def _connect(options):
+    """Finds the other processes, if there are any; what is wrong, if anything."""
+    told = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        with deadline(
+            options.start_timeout, f"the processes did not all come to {told or 'the coordinator'}"
+        ):
+            jax.distributed.initialize(
+                options.coordinator,
+                options.num_processes,
+                options.process_id,
+                initialization_timeout=10 * options.start_timeout,
+                heartbeat_timeout_seconds=10 * options.epoch_timeout,
+                shutdown_timeout_seconds=10 * SECONDS_TO_LEAVE,
+            )
+            if jax.process_count() > 1:
+                with _silence():  # Gloo tells on stdout that it is connected
+                    multihost_utils.sync_global_devices("start")
+    except (RuntimeError, ValueError) as error:
+        if told or isinstance(error, RuntimeError):
+            return f"cannot join the run at {told}: {str(error).splitlines()[0]}"
+    return None
+
+
+@contextlib.contextmanager
+def _silence():
+    """What is printed on stdout is lost, by libraries in other languages too."""
+    sys.stdout.flush()
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nowhere)
+
+
+def _leave(status):
+    """status, if it is one that all the processes have; else the others are not waited for."""
+    if status and jax.distributed.is_initialized():
+        sys.stderr.flush()
+        if status != 1:
+            threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,)).start()
+            with contextlib.suppress(RuntimeError):
+                jax.distributed.shutdown()
+        os._exit(status)
+    return status
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, problem: str) -> Iterator[None]:
+    """Ends the process, with a line that tells the problem, if what is inside takes longer.
+
+    A thread does it, since nothing reaches the main one while it waits for another process.
+    """
+
+    def end():
+        text = f"{command_line.name()}: error: {problem} within {seconds} seconds"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def epoch_deadline(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """The deadline of an epoch, where there are other processes to wait for."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    problem = "another process is gone or slow: the epoch did not end"
+    return deadline(options.epoch_timeout, problem)
+
+
+def make_mesh(options: argparse.Namespace, **divided: int) -> jax.sharding.Mesh | None:
+    """The mesh of all devices with --data-parallel, else None.
+
+    Raises:
+        UserError: the devices do not divide one of the options `divided`, given by name.
+    """
+    if not options.data_parallel:
+        return None
+    count = jax.device_count()
+    for name, value in divided.items():
+        if value % count:
+            raise UserError(
+                f"argument --{name.replace('_', '-')}: expected a multiple of the {count} devices, "
+                f"got {value}"
+            )
+    return fnn.data_parallel_mesh()
+
+
+def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
+    """The tree replicated over the mesh, if there is one."""
+    return tree if mesh is None else fnn.replicate(mesh, tree)
+
+
+def place_examples(mesh: jax.sharding.Mesh | None, arrays: Any) -> Any:
+    """Arrays (n, ...), of which every process has all, over the mesh, if there is one."""
+    if mesh is None:
+        return arrays
+    count, index = jax.process_count(), jax.process_index()
+    if any(len(array) % mesh.size for array in jax.tree.leaves(arrays)):
+        return fnn.replicate(mesh, arrays)
+    return fnn.shard_batch(
+        mesh,
+        jax.tree.map(lambda a: a[len(a) // count * index : len(a) // count * (index + 1)], arrays),
+    )
+
+
+def from_first(tree: Any, note: Any) -> tuple[Any, Any]:
+    """The first process's tree of arrays and its note, of JSON's types, in every process."""
+    if jax.process_count() == 1:
+        return tree, note
+    send = multihost_utils.broadcast_one_to_all
+    text = json.dumps(note).encode()
+    length = int(send(jnp.int32(len(text))))
+    buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
+    return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
+
+
+def largest(number: int | None) -> int | None:
+    """The largest of the processes' numbers, the same in every process; None is the least."""
+    if jax.process_count() == 1:
+        return number
+    numbers = jnp.full(jax.local_device_count(), number or 0)
+    return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None

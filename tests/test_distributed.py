@@ -1,0 +1,206 @@
+"""Several processes over loopback: the numbers of one, and an end for all when one is missing."""
+
+import csv
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+import train_disk
+
+import fnn
+
+SCRIPT = pathlib.Path(train_disk.__file__)
+ROOT = SCRIPT.parent.parent
+LIMIT = 120  # seconds that a test waits for a process, many times what it takes
+SMALL = (
+    *("--train-size", "64", "--test-size", "64", "--batch-size", "16", "--hidden", "8"),
+    *("--epochs", "20", "--checkpoint-every", "5", "--quiet"),
+)
+
+
+def start(arguments, **environment):
+    settings = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}:{SCRIPT.parent}", **environment}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes):
+    """The exit status, the output and the errors of each."""
+    try:
+        results = [process.communicate(timeout=LIMIT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        (process.returncode, *result) for process, result in zip(processes, results, strict=True)
+    ]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+# train_disk.py, killed in the second of its checkpoints.
+VICTIM = """
+import os, signal, sys
+import resumable, train_disk
+store = resumable.store
+def store_once(options, state, table):
+    if len(table) > 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    store(options, state, table)
+resumable.store = store_once
+sys.exit(train_disk.main())
+"""
+
+
+def start_two(output, *arguments, second=(SCRIPT,)):
+    """train_disk.py in two processes; the second one's --output is not to be written."""
+    options = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
+    return [
+        start([*program, *SMALL, *options, "--process-id", number, "--output", folder, *arguments])
+        for number, (program, folder) in enumerate(
+            [((SCRIPT,), output), (second, output.parent / "unused")]
+        )
+    ]
+
+
+def params_of(folder):
+    like = train_disk.disk.make_network([8], "leaky_relu").init(jax.random.key(0))
+    return fnn.load(folder / "params.npz", like)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The output of two processes that nothing happened to, and what they said."""
+    output = tmp_path_factory.mktemp("undisturbed") / "first"
+    return output, finish(*start_two(output))
+
+
+STEPS = """
+import sys
+import jax
+import jax.numpy as jnp
+import fnn
+
+address, number = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(address, 2, number, initialization_timeout=60)
+jax.config.update("jax_enable_x64", True)
+mesh = fnn.data_parallel_mesh()
+for dtype in (jnp.float32, jnp.float64):
+    model = fnn.Sequential(fnn.Linear(3, 8, dtype=dtype), fnn.Tanh(), fnn.Linear(8, 2, dtype=dtype))
+    optimizer = fnn.sgd(0.1, momentum=0.5)
+    step = fnn.make_train_step(model, fnn.MSELoss(), optimizer)
+    state = fnn.init_train_state(model, optimizer, jax.random.key(0))
+    x, target = (jnp.sin(jnp.arange(40.0 * n, dtype=dtype)).reshape(40, n) for n in (3, 2))
+    if number >= 0:
+        own = slice(20 * number, 20 * number + 20)
+        state = fnn.replicate(mesh, state)
+        x, target = fnn.shard_batch(mesh, (x[own], target[own]))
+    for _ in range(100):
+        state, _ = jax.block_until_ready(step(state, x, target))
+    for leaf in jax.tree.leaves(state.params):
+        print([value.hex() for value in jax.device_get(leaf).ravel().tolist()])
+"""
+
+
+def test_a_hundred_steps_of_two_processes_end_where_one_ends():
+    address = f"127.0.0.1:{free_port()}"
+    alone = STEPS.replace("jax.distributed.initialize(address, 2", "(address, 2").replace(
+        ", initialization_timeout=60", ""
+    )
+    runs = [start(["-c", STEPS, address, number]) for number in (0, 1)]
+    runs.append(start(["-c", alone, address, -1]))
+    results = finish(*runs)
+    assert [status for status, _, _ in results] == [0, 0, 0], results
+    first, second, expected = (
+        [
+            [float.fromhex(word.strip("'[], ")) for word in line.split()]
+            for line in output.splitlines()
+            if line.startswith("[") and "Gloo" not in line
+        ]
+        for _, output, _ in results
+    )
+    assert first == second
+    assert len(expected) == 8
+    with jax.enable_x64(True):
+        for index, (a, b) in enumerate(zip(first, expected, strict=True)):
+            a, b = jnp.array(a), jnp.array(b)
+            rtol = 1e-6 if index < 4 else 1e-13
+            chex.assert_trees_all_close(a, b, rtol=0, atol=rtol * float(jnp.max(jnp.abs(b))))
+
+
+def test_the_first_of_two_processes_prints_and_writes(undisturbed):
+    output, ((status, text, errors), other) = undisturbed
+    assert (status, errors) == (0, "")
+    assert text.startswith("test accuracy")
+    assert len(text.splitlines()) == 1
+    assert other == (0, "", "")
+    assert not (output.parent / "unused").exists()
+    assert len([*csv.reader(open(output / "metrics.csv"))]) == 21
+
+
+def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(undisturbed, tmp_path):
+    output = tmp_path / "first"
+    (status, _, errors), (killed, _, _) = finish(*start_two(output, second=("-c", VICTIM)))
+    assert (status, killed) == (1, -signal.SIGKILL)
+    assert errors.splitlines()[-1].startswith("train_disk.py: error: another process may be gone: ")
+    shutil.copytree(output, tmp_path / "alone")
+
+    assert [result[0] for result in finish(*start_two(output, "--resume"))] == [0, 0]
+    chex.assert_trees_all_equal(params_of(output), params_of(undisturbed[0]))
+
+    alone = [SCRIPT, *SMALL, "--data-parallel", "--resume", "--output", tmp_path / "alone"]
+    ((status, _, errors),) = finish(start(alone, JAX_NUM_CPU_DEVICES="4"))
+    assert (status, errors) == (0, "")
+
+
+def test_a_batch_that_the_devices_do_not_divide_ends_every_process(tmp_path):
+    for status, _, errors in finish(*start_two(tmp_path / "first", "--batch-size", 15)):
+        assert status == 2
+        assert "argument --batch-size: expected a multiple of the 2 devices, got 15" in errors
+
+
+def test_a_coordinator_that_is_not_there_is_not_waited_for_longer_than_allowed(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    options = ("--num-processes", 2, "--process-id", 1, "--start-timeout", 1)
+    environment = {"JAX_COORDINATOR_ADDRESS": address}
+    ((status, text, errors),) = finish(
+        start([SCRIPT, *options, "--data-parallel", "--output", tmp_path / "x"], **environment)
+    )
+    assert (status, text) == (1, "")
+    assert errors.splitlines()[-1] == (
+        f"train_disk.py: error: the processes did not all come to {address} within 1 seconds"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--coordinator here --num-processes 2 --process-id 0", "expected HOST:PORT, got 'here'"),
+        ("--coordinator a:1 --num-processes 2 --process-id 2", "an integer from 0 to 1, got 2"),
+        ("--coordinator a:1 --num-processes 2 --process-id -1", "an integer from 0 to 1, got -1"),
+        ("--coordinator a:1 --num-processes 2", "expected both or none"),
+        ("--num-processes 2 --process-id 1", "expected HOST:PORT with --num-processes, got none"),
+    ],
+)
+def test_a_command_line_of_no_run_is_refused(arguments, message, capsys, monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    with pytest.raises(SystemExit) as exit:
+        train_disk.parse_options(arguments.split())
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
