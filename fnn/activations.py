@@ -166,9 +166,13 @@ def log_softmax(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _below_largest(x, axis):
-    """x less the largest x along the axis, 0 also where that is infinite."""
-    largest = jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
-    return jnp.where(x == largest, 0, x) - jnp.where(x == largest, 0, largest)
+    """x less the largest x along the axis, 0 also where that is infinite.
+
+    To jax.jvp the largest is a constant: what is subtracted cancels in what softmax is made of.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
+    infinite = (x == largest) & jnp.isinf(x)
+    return jnp.where(infinite, 0, x) - jnp.where(infinite, 0, largest)
 
 
 def _keep_y(

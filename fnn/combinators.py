@@ -61,6 +61,7 @@ def Residual(layer: Layer) -> Layer:
     check_layers("Residual", (layer,))
 
     def forward(params, x, key=None):
+        x = jnp.asarray(x)
         with note_on_error("in Residual, forward"):
             y, residuals = layer.forward(params, x, key)
             x = check_array("Residual", "x", x, y.shape, y.dtype)
@@ -96,7 +97,7 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
 
     def forward(params, x, key=None):
         check_length("params", params)
-        outputs, residuals = [], []
+        x, outputs, residuals = jnp.asarray(x), [], []
         for index, layer in enumerate(layers):
             layer_key = None if key is None else jax.random.fold_in(key, index)
             with note_on_error(f"in layer {index} of Parallel, forward"):
@@ -105,7 +106,8 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
             residuals.append(kept)
         shared = slice(None) if combine == "sum" else slice(-1)
         shapes = [y.shape for y in outputs]
-        if len({(len(shape), shape[shared]) for shape in shapes}) > 1 or not shapes[0][-1:]:
+        is_scalar = combine == "concat" and not shapes[0]
+        if is_scalar or len({(len(shape), shape[shared]) for shape in shapes}) > 1:
             raise ValueError(
                 f"Parallel: expected outputs to {combine} of shapes that fit, got {shapes}"
             )
@@ -117,11 +119,12 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
         check_length("params", params)
         residuals, tokens = residuals
         check_length("residuals", residuals)
-        parts = [dy] * len(layers)
-        if combine == "concat":
-            leading = tokens[0].shape[1:-1]
+        shape, dtype = tokens[0].shape[1:], tokens[0].dtype
+        if combine == "sum":
+            parts = [check_array("Parallel", "dy", dy, shape, dtype)] * len(layers)
+        else:
             ends = list(accumulate(token.shape[-1] for token in tokens))
-            dy = check_array("Parallel", "dy", dy, (*leading, ends[-1]))
+            dy = check_array("Parallel", "dy", dy, (*shape[:-1], ends[-1]), dtype)
             parts = jnp.split(dy, ends[:-1], axis=-1)
         grads, dxs = [], []
         for index, layer in enumerate(layers):

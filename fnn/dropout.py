@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, check_tree, shape_token
+from fnn.layer import Layer, check_array, check_nonnegative, check_tree, shape_token
 
 
 def Dropout(rate: float) -> Layer:
@@ -19,11 +19,11 @@ def Dropout(rate: float) -> Layer:
     Raises:
         ValueError: rate is not a number from 0 to 1. A traced one passes.
     """
+    check_nonnegative("Dropout", "rate", rate)
     if not isinstance(rate, jax.core.Tracer):
-        is_real = isinstance(rate, int | float | jax.Array) and jnp.ndim(rate) == 0
-        if not is_real or isinstance(rate, bool) or not 0 <= rate <= 1:
-            raise ValueError(f"Dropout: expected rate to be a number from 0 to 1, got {rate!r}")
         rate = float(rate)
+        if rate > 1:
+            raise ValueError(f"Dropout: expected rate to be a number from 0 to 1, got {rate!r}")
     name = f"Dropout({rate})"
 
     def init(key):

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn.layer import accumulation_dtype
+
 Initializer = Callable[..., jax.Array]
 
 
@@ -45,7 +47,8 @@ def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32)
     A kernel is one as a matrix of (fan_in, channels_out).
     """
     _, out_axis = _axes(shape)
-    return jax.nn.initializers.orthogonal(column_axis=out_axis)(key, shape, dtype)
+    draw = jax.nn.initializers.orthogonal(column_axis=out_axis)
+    return draw(key, shape, accumulation_dtype(dtype)).astype(dtype)
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -59,7 +62,10 @@ def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> j
 
 
 def constant(value: float | jax.Array) -> Initializer:
-    """The initializer that fills with `value`; the key is not used."""
+    """The initializer that fills with `value`; the key is not used.
+
+    Its full name is fnn.initializers.constant: fnn.constant is the learning rate's schedule.
+    """
     return jax.nn.initializers.constant(value)
 
 

@@ -35,7 +35,7 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
             y, residuals = layer.forward(params, x, key)
             kept = {id(leaf): leaf for leaf in jax.tree.leaves(residuals) if id(leaf) not in seen}
             seen.update(kept)  # which keeps them alive, so that no two have the same id
-            num_bytes = sum(leaf.nbytes for leaf in kept.values())
+            num_bytes = sum(jnp.asarray(leaf).nbytes for leaf in kept.values())
             rows.append((place, kind, str(y.shape), count_params(params), num_bytes))
             return y, residuals
 
@@ -83,6 +83,7 @@ def _kind(function):
     if inspect.isfunction(function):
         closure = inspect.getclosurevars(function).nonlocals
     if maker == Sequential.__name__ and function.__module__ == Sequential.__module__:
-        return maker, closure["layers"]
+        layers = closure["layers"]
+        return (maker, layers) if layers else ("Identity()", None)
     name = closure.get("name")
     return (name if isinstance(name, str) else maker), None

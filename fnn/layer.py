@@ -145,6 +145,13 @@ def check_layers(name: str, layers: tuple[Any, ...]) -> None:
             raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r}")
 
 
+def checked_indices(indices: jax.Array, length: int) -> jax.Array:
+    """Integer indices as int32: those from 0 to length - 1 as they are, all others as `length`."""
+    if indices.dtype.itemsize < 4:
+        indices = indices.astype(jnp.int32)  # which has room for the length
+    return jnp.where((indices >= 0) & (indices < length), indices, length).astype(jnp.int32)
+
+
 def shape_token(array: jax.Array) -> jax.Array:
     """An array without elements by which residuals remember the shape and dtype of `array`.
 

@@ -16,6 +16,7 @@ from fnn.layer import (
     check_integer,
     check_integers,
     check_tree,
+    checked_indices,
     widen,
 )
 
@@ -152,30 +153,19 @@ def Embedding(
     def forward(params, x, key=None):
         check_tree(name, "params", params, like)
         x = check_integers(name, "x", x)
+        indices, rows = checked_indices(x, num_embeddings), params["W"].at
         examples, features = jax.typeof(x).sharding, jax.typeof(params["W"]).sharding.spec[1]
-        rows = (
-            params["W"]
-            .at[x]
-            .get(
-                mode="fill",
-                fill_value=jnp.nan,
-                wrap_negative_indices=False,
-                out_sharding=NamedSharding(examples.mesh, PartitionSpec(*examples.spec, features)),
-            )
-        )
-        return rows, x
+        sharding = NamedSharding(examples.mesh, PartitionSpec(*examples.spec, features))
+        return rows[indices].get(mode="fill", fill_value=jnp.nan, out_sharding=sharding), x
 
     def backward(params, x, dy):
         check_tree(name, "params", params, like)
         x, W = check_integers(name, "residuals", x), params["W"]
         dy = check_array(name, "dy", dy, (*x.shape, dim), W.dtype)
         zeros = jnp.zeros_like(widen(W))
-        dW = zeros.at[x].add(
-            widen(dy),
-            mode="drop",
-            wrap_negative_indices=False,
-            out_sharding=jax.typeof(W).sharding,
-        )
+        indices = checked_indices(x, num_embeddings)
+        sharding = jax.typeof(W).sharding
+        dW = zeros.at[indices].add(widen(dy), mode="drop", out_sharding=sharding)
         return {"W": dW.astype(W.dtype)}, jnp.zeros_like(x)
 
     return Layer(init, forward, backward)

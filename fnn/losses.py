@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.activations import log_softmax
-from fnn.layer import check_array, check_positive, widen
+from fnn.layer import check_array, check_positive, checked_indices, widen
 
 
 class Loss(NamedTuple):
@@ -77,16 +77,16 @@ def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
 def BCEWithLogitsLoss(reduction: str = "mean") -> Loss:
     """value = -s * sum(t log p + (1 - t) log(1 - p)) with p = sigmoid(prediction), t = target.
 
-    d_prediction = s (p - t). No exponential overflows, because a term is computed from the logit
-    x as log(1 + exp(-|x|)) + w |x|, where w is 1 - t for x > 0, else t.
+    d_prediction = s (p - t). No exponential overflows, because -log p is computed from the logit
+    x as softplus(-x), and -log(1 - p) as softplus(x).
 
     Shapes, Raises: as MSELoss; target holds probabilities, from 0 to 1.
     """
 
     def evaluate(logit, target):
-        weight = jnp.where(logit > 0, 1 - target, target)
-        terms = jnp.log1p(jnp.exp(-jnp.abs(logit))) + _product(weight, jnp.abs(logit))
-        return terms, jax.nn.sigmoid(logit) - target
+        inside = _product(target, jax.nn.softplus(-logit))
+        outside = _product(1 - target, jax.nn.softplus(logit))
+        return inside + outside, jax.nn.sigmoid(logit) - target
 
     return _loss("BCEWithLogitsLoss", reduction, evaluate)
 
@@ -117,7 +117,8 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
                 f"of shape {logits.shape}, got {target.dtype} of shape {target.shape}"
             )
         classes = logits.shape[-1]
-        is_class = ((target >= 0) & (target < classes)).astype(logits.dtype)
+        target = checked_indices(target, classes)
+        is_class = (target < classes).astype(logits.dtype)
         return jax.nn.one_hot(target, classes, dtype=logits.dtype) / is_class[..., None]
 
     def evaluate(logits, target):
@@ -130,7 +131,7 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
 
 def _product(weight, value):
     """weight * value, 0 where the weight is, however large the value."""
-    return jnp.where(weight == 0, 0, weight * value)
+    return weight * jnp.where(weight == 0, 0, value)
 
 
 def _loss(name, reduction, evaluate, probabilities=None, factor=1):

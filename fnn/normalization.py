@@ -75,11 +75,11 @@ def _normalization(kind, dim, eps, centered):
         x, center, inverse = residuals
         x = check_array(name, "residuals", x, (..., dim))
         dy = widen(check_array(name, "dy", dy, x.shape, x.dtype))
-        normal = (widen(x) - center if centered else widen(x)) * inverse
-        leading = tuple(range(x.ndim - 1))
-        grads = {"scale": jnp.sum(dy * normal, axis=leading)}
-        dnormal = dy * along_features(params["scale"], dy)
-        dx = dnormal - normal * mean(dnormal * normal)
+        offset = widen(x) - center if centered else widen(x)
+        leading, scale = tuple(range(x.ndim - 1)), along_features(params["scale"], dy)
+        product, dnormal = dy * offset, dy * scale
+        grads = {"scale": jnp.sum(product * inverse, axis=leading)}
+        dx = dnormal - offset * (mean(product * scale) * jnp.square(inverse))
         if centered:
             grads["bias"] = jnp.sum(dy, axis=leading)
             dx = dx - mean(dnormal)

@@ -124,8 +124,8 @@ def adam(
     has_weight_decay = _may_differ_from_zero(weight_decay)
 
     def init(params):
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
-        return AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+        mean, square = (jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params) for _ in range(2))
+        return AdamState(jnp.zeros((), jnp.int32), mean, square)
 
     def update(grads, state, params):
         check_tree("adam", "grads", grads, params)
@@ -182,10 +182,8 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Op
         check_tree("clip_by_global_norm", "grads", grads, params)
         limit = jnp.asarray(max_norm, float)
         factor = limit / jnp.maximum(global_norm(grads), limit)
-        clipped = jax.tree.map(
-            lambda g: (widen(g) * factor.astype(widen(g).dtype)).astype(g.dtype), grads
-        )
-        return optimizer.update(clipped, state, params)
+        scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), jax.tree.map(widen, grads))
+        return optimizer.update(_round_like(scaled, grads), state, params)
 
     return Optimizer(optimizer.init, update)
 

@@ -147,3 +147,21 @@ def test_errors_inside_branches_say_where():
 def test_combinators_refuse_what_makes_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_branches_get_dy_in_ys_dtype_and_of_its_shape_alone(combine):
+    both = fnn.Parallel(fnn.Identity(), fnn.Identity(), combine=combine)
+    y, residuals = both.forward(((), ()), jnp.ones((5, 3), jnp.bfloat16))
+    _, dx = both.backward(((), ()), residuals, jnp.ones(y.shape, jnp.float32))
+    assert dx.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="Parallel: expected dy of shape"):
+        both.backward(((), ()), residuals, jnp.ones((5, 7)))
+    scalars = fnn.Parallel(fnn.Tanh(), fnn.Sigmoid(), combine="sum")
+    assert scalars.forward(((), ()), jnp.array(0.0))[0] == 0.5
+
+
+def test_branches_take_lists():
+    for layer in (fnn.Residual(fnn.Identity()), fnn.Parallel(fnn.Identity(), combine="sum")):
+        y, _ = layer.forward(layer.init(jax.random.key(0)), [1.0, 2.0])
+        assert y.shape == (2,)

@@ -35,10 +35,16 @@ def with_key(layer):
     return layer._replace(forward=lambda p, x, key=None: layer.forward(p, x, jax.random.key(0)))
 
 
-DROPOUT = LayerCase(lambda: with_key(fnn.Dropout(0.5)), (3,), (3,))
+CASES = {
+    **LAYERS,
+    "Dropout": LayerCase(lambda: with_key(fnn.Dropout(0.5)), (3,), (3,)),
+    "LayerNorm-256": LayerCase(lambda: fnn.LayerNorm(256), (256,), (256,)),
+    "RMSNorm-256": LayerCase(lambda: fnn.RMSNorm(256), (256,), (256,)),
+    "Softmax-256": LayerCase(fnn.Softmax, (256,), (256,)),
+}
 
 
-@pytest.mark.parametrize("case", [*LAYERS.values(), DROPOUT], ids=[*LAYERS, "Dropout"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_layers_passes_cost_no_more_than_jax_vjps(case):
     """In FLOPs; and in bytes, of what forward keeps beside y and of a pass's temporaries."""
     layer, params, x, dy = layer_inputs(case, (64,))

@@ -74,3 +74,9 @@ def test_layers_take_every_initializer():
             (fnn.Embedding(5, 2, weight_init=initializer), (5, 2)),
         ):
             assert layer.init(KEY)["W"].shape == shape
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_every_initializer_draws_in_every_dtype(dtype):
+    for initializer in (*VARIANCES, fnn.orthogonal):
+        assert initializer(KEY, (3, 4), dtype).dtype == dtype

@@ -62,6 +62,11 @@ def test_nothing_is_computed():
     assert num_bytes == "8,000,000,000,000"
 
 
+def test_the_identity_has_a_row_too():
+    rows = fnn.summary(fnn.Sequential(fnn.Tanh(), fnn.Identity()), (3,)).splitlines()
+    assert rows[2].split() == ["1", "Identity()", "(3,)", "0", "0"]
+
+
 def test_integers_are_summarised_as_such():
     model = fnn.Sequential(fnn.Embedding(10, 4), fnn.Linear(4, 2))
     assert "Embedding(10, 4)  (3, 4)" in fnn.summary(model, (3,), jnp.int32)

@@ -101,6 +101,18 @@ def test_an_index_without_a_row_gives_nan_and_no_gradient(dtype):
     assert grads["W"].tolist() == [[int(is_row.sum())] * 2, [0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("dtype", [jnp.int64, jnp.uint64])
+def test_an_index_of_64_bits_is_not_cut_to_another_rows(dtype):
+    layer, table = fnn.Embedding(3, 2), {"W": jnp.ones((3, 2))}
+    with jax.enable_x64(True):
+        x = jnp.array([1, 2**32 + 1, 2**63 - 1], dtype)
+        y, residuals = layer.forward(table, x)
+        assert jnp.isnan(y).all(axis=-1).tolist() == [False, True, True]
+        grads, dx = layer.backward(table, residuals, jnp.ones((3, 2), jnp.float32))
+    assert grads["W"].tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert dx.dtype == dtype
+
+
 def test_embeddings_of_16_bits_accumulate_in_float32():
     layer = fnn.Embedding(1, 1, dtype=jnp.bfloat16)
     grads, _ = layer.backward(

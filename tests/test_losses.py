@@ -156,7 +156,8 @@ def test_mse_derivative_in_float16_is_exact_where_its_scale_is_tiny():
     ],
 )
 def test_binary_cross_entropy_at_its_limits(logit, target, value, derivative):
-    results = pass_through(fnn.BCEWithLogitsLoss(), jnp.array(logit), jnp.array(target))
+    with jax.debug_nans(True):
+        results = pass_through(fnn.BCEWithLogitsLoss(), jnp.array(logit), jnp.array(target))
     chex.assert_trees_all_close(results, (jnp.array(value), jnp.array(derivative)), rtol=1e-6)
 
 
@@ -173,7 +174,8 @@ def test_binary_cross_entropy_at_its_limits(logit, target, value, derivative):
 )
 def test_cross_entropy_at_its_limits(logits, label, value, derivative):
     for target in (jnp.array(label), jax.nn.one_hot(label, 2)):
-        results = pass_through(fnn.CrossEntropyLoss(), jnp.array(logits), target)
+        with jax.debug_nans(True):
+            results = pass_through(fnn.CrossEntropyLoss(), jnp.array(logits), target)
         chex.assert_trees_all_close(results, (jnp.array(value), jnp.array(derivative)), rtol=1e-6)
 
 
@@ -185,12 +187,35 @@ def test_a_label_that_is_no_class_gives_nan_to_its_example_alone(label):
     assert jnp.all(jnp.isnan(d_logits).any(axis=-1) == jnp.array([False, True, False]))
 
 
-def test_labels_may_be_of_any_integer_dtype():
-    logits, expected = draw(1, (3, 2)), None
-    for dtype in (jnp.int32, jnp.uint8, jnp.int16):
-        value, _ = fnn.CrossEntropyLoss().forward(logits, jnp.array([0, 1, 1], dtype))
-        assert expected is None or value == expected
-        expected = value
+@pytest.mark.parametrize("num_classes", [2, 128, 256, 300])
+def test_labels_may_be_of_any_integer_dtype(num_classes):
+    logits, values = draw(1, (3, num_classes)), []
+    with jax.enable_x64(True):
+        for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32, jnp.int64):
+            value, _ = fnn.CrossEntropyLoss().forward(logits, jnp.array([0, 1, 1], dtype))
+            values.append(value.item())
+    assert len(set(values)) == 1
+    assert jnp.isfinite(values[0])
+
+
+@every_loss
+def test_jvp_of_forward_and_backward_agrees_with_differences_at_ties(case):
+    """Of equal logits, and of 0, where a loss that branches there is smooth nevertheless."""
+    if case.make in (fnn.L1Loss, LOSSES["HuberLoss"].make, LOSSES["HuberLoss-narrow"].make):
+        return  # they have kinks
+    with jax.enable_x64(True):
+        loss, target = case.make("sum"), case.target(2, (4, 3), jnp.float64)
+        tangent, step = draw(3, (4, 3), jnp.float64), 1e-6
+
+        @jax.jit
+        def run(prediction):
+            return pass_through(loss, prediction, target)
+
+        for prediction in (jnp.zeros((4, 3)), jnp.ones((4, 3))):
+            _, tangents = jax.jvp(run, (prediction,), (tangent,))
+            above, below = run(prediction + step * tangent), run(prediction - step * tangent)
+            slopes = jax.tree.map(lambda a, b: (a - b) / (2 * step), above, below)
+            chex.assert_trees_all_close(tangents, slopes, rtol=1e-6, atol=1e-8)
 
 
 def test_huber_is_quadratic_inside_delta_and_linear_outside():
