@@ -19,6 +19,7 @@ from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d
 from fnn.datasets import load_idx, sample_disk
+from fnn.debugging import find_nonfinite, observe
 from fnn.dropout import Dropout
 from fnn.initializers import (
     kaiming_normal,
@@ -32,7 +33,7 @@ from fnn.initializers import (
 )
 from fnn.inspection import count_params, summary
 from fnn.layer import Layer
-from fnn.linear import Embedding, Linear
+from fnn.linear import Embedding, Linear, linear_squared_norms
 from fnn.losses import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -57,11 +58,22 @@ from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.testing import check_layer, check_loss
 from fnn.training import (
     TrainState,
+    accumulate_gradients,
     init_train_state,
     loss_and_grads,
     make_train_epoch,
     make_train_step,
     predict,
+)
+from fnn.transforms import (
+    as_jax_function,
+    clip_gradient,
+    freeze,
+    per_example,
+    remat,
+    repeat,
+    scale_gradient,
+    with_compute_dtype,
 )
 
 __all__ = [
@@ -97,36 +109,48 @@ __all__ = [
     "Softplus",
     "Tanh",
     "TrainState",
+    "accumulate_gradients",
     "accuracy",
     "adam",
+    "as_jax_function",
     "check_layer",
     "check_loss",
     "clip_by_global_norm",
+    "clip_gradient",
     "constant",
     "cosine_decay",
     "count_params",
     "data_parallel_mesh",
     "exponential_decay",
+    "find_nonfinite",
+    "freeze",
     "init_train_state",
     "kaiming_normal",
     "kaiming_uniform",
     "lecun_normal",
+    "linear_squared_norms",
     "load",
     "load_idx",
     "loss_and_grads",
     "make_train_epoch",
     "make_train_step",
+    "observe",
     "orthogonal",
+    "per_example",
     "piecewise_constant",
     "predict",
     "read_note",
+    "remat",
+    "repeat",
     "replicate",
     "sample_disk",
     "save",
+    "scale_gradient",
     "sgd",
     "shard_batch",
     "standard_normal",
     "summary",
+    "with_compute_dtype",
     "xavier_normal",
     "xavier_uniform",
     "zeros",

@@ -5,7 +5,7 @@ from itertools import accumulate
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, note_on_error, shape_token
+from fnn.layer import Layer, check_array, check_layers, note_on_error, shape_token
 
 
 def Sequential(*layers: Layer) -> Layer:
@@ -58,7 +58,7 @@ def Residual(layer: Layer) -> Layer:
     Raises:
         ValueError: `layer` is not a Layer; its y has another shape than x.
     """
-    _check_layers("Residual", (layer,))
+    check_layers("Residual", (layer,))
 
     def forward(params, x, key=None):
         with note_on_error("in Residual, forward"):
@@ -136,7 +136,7 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
 
 def _several(name, layers):
     """init for a tuple of layers, and check_length(what, entries) for what has one entry each."""
-    _check_layers(name, layers)
+    check_layers(name, layers)
 
     def init(key):
         return tuple(
@@ -152,9 +152,3 @@ def _several(name, layers):
             )
 
     return init, check_length
-
-
-def _check_layers(name, layers):
-    for index, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r}")

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,22 +30,19 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     """
     rows, seen = [], {}
 
-    def visit(place, layer, params, x, key):
-        kind, layers = _kind(layer)
-        if layers is not None:
-            for index, inner in enumerate(layers):
-                inner_place = f"{place}.{index}" if place else str(index)
-                x = visit(inner_place, inner, params[index], x, key)
-            return x
-        y, residuals = layer.forward(params, x, key)
-        kept = {id(leaf): leaf for leaf in jax.tree.leaves(residuals) if id(leaf) not in seen}
-        seen.update(kept)  # which keeps them alive, so that no two have the same id
-        num_bytes = sum(leaf.nbytes for leaf in kept.values())
-        rows.append((place, kind, str(y.shape), count_params(params), num_bytes))
-        return y
+    def counted(place, kind, layer):
+        def forward(params, x, key=None):
+            y, residuals = layer.forward(params, x, key)
+            kept = {id(leaf): leaf for leaf in jax.tree.leaves(residuals) if id(leaf) not in seen}
+            seen.update(kept)  # which keeps them alive, so that no two have the same id
+            num_bytes = sum(leaf.nbytes for leaf in kept.values())
+            rows.append((place, kind, str(y.shape), count_params(params), num_bytes))
+            return y, residuals
+
+        return layer._replace(forward=forward)
 
     def run(key, x):
-        visit("", model, model.init(key), x, key)
+        map_layers(counted, model).forward(model.init(key), x, key)
 
     jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct(x_shape, dtype))
     total = ("", "total", "", sum(row[3] for row in rows), sum(row[4] for row in rows))
@@ -56,11 +54,31 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return "\n".join(line.format(*row) for row in table)
 
 
-def _kind(layer):
-    """The layer's name, as its error messages have it, and the layers of a Sequential, or None."""
-    function = inspect.unwrap(layer.forward)
+def map_layers(change: Callable[[str, str, Layer], Layer], layer: Layer, place: str = "") -> Layer:
+    """`layer`, with change(place, kind, inner) for every layer inside its nested Sequentials.
+
+    Place is "2.0" for the first layer of the third, and kind is the layer's name in its error
+    messages. A Sequential whose backward has been replaced keeps that one, as changed.
+    """
+    kind, layers = _kind(layer.forward)
+    changed = change(place, kind, layer)
+    if layers is None:
+        return changed
+    opened = Sequential(
+        *(
+            map_layers(change, inner, f"{place}.{index}".lstrip("."))
+            for index, inner in enumerate(layers)
+        )
+    )
+    is_its_own = _kind(layer.backward)[1] is layers
+    return Layer(layer.init, opened.forward, (opened if is_its_own else changed).backward)
+
+
+def _kind(function):
+    """The name of the layer that a forward or backward is of, and a Sequential's layers or None."""
+    function = inspect.unwrap(function)
     maker = getattr(function, "__qualname__", type(function).__name__)
-    maker = maker.removesuffix(".<locals>.forward").split(".")[-1]
+    maker = (maker.rpartition(".<locals>.")[0] or maker).split(".")[-1]
     closure = {}
     if inspect.isfunction(function):
         closure = inspect.getclosurevars(function).nonlocals

@@ -103,8 +103,8 @@ def check_integer(name: str, what: str, value: Any, low: int, high: float = math
     return integer
 
 
-def check_nonnegative(name: str, what: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a finite real scalar >= 0; a traced one passes."""
+def check_number(name: str, what: str, value: Any, low: float = -math.inf) -> None:
+    """Raise ValueError unless `value` is a finite real scalar >= low; a traced one passes."""
     try:
         array = jnp.asarray(value)
         real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
@@ -113,8 +113,14 @@ def check_nonnegative(name: str, what: str, value: Any) -> None:
         is_scalar = False
     if is_scalar and isinstance(value, jax.core.Tracer):
         return
-    if not is_scalar or not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected {what} to be a finite number >= 0, got {value!r}")
+    if not is_scalar or not math.isfinite(value) or value < low:
+        span = "a finite number" if low == -math.inf else f"a finite number >= {low}"
+        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
+
+
+def check_nonnegative(name: str, what: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a finite real scalar >= 0; a traced one passes."""
+    check_number(name, what, value, 0)
 
 
 def check_positive(name: str, what: str, value: Any) -> None:
@@ -130,6 +136,13 @@ def check_integers(name: str, what: str, array: Any) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"{name}: expected {what} of an integer dtype, got {array.dtype}")
     return array
+
+
+def check_layers(name: str, layers: tuple[Any, ...]) -> None:
+    """Raise ValueError unless every one of `layers` is a Layer."""
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r}")
 
 
 def shape_token(array: jax.Array) -> jax.Array:
@@ -149,6 +162,24 @@ def widen(array: Any) -> jax.Array:
     """`array` in its accumulation dtype."""
     array = jnp.asarray(array)
     return array.astype(accumulation_dtype(array.dtype))
+
+
+def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """The root of the sum of squares along `axis` or all axes, which stay, with length 1.
+
+    It has the accumulation dtype, and is computed in units of the largest number, whose square
+    may overflow.
+    """
+    array = widen(array)
+    largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
+    squares = jnp.square(array / jnp.where(largest == 0, 1, largest))
+    return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The norm () of all the tree's leaves together, in JAX's default floating dtype."""
+    norms = [norm(jnp.asarray(leaf, float)).reshape(1) for leaf in jax.tree.leaves(tree)]
+    return norm(jnp.concatenate([jnp.zeros(1), *norms]))[0]
 
 
 @contextlib.contextmanager

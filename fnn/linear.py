@@ -1,4 +1,4 @@
-"""Linear, the affine map, and Embedding, the linear map of one-hot vectors."""
+"""Linear, the affine map, and its second backward; Embedding, the linear map of one-hot vectors."""
 
 import math
 from collections.abc import Callable
@@ -77,6 +77,46 @@ def Linear(
         return grads, _contract(dy, params["W"], -1, 0).astype(x.dtype)
 
     return Layer(init, forward, backward)
+
+
+def linear_squared_norms(
+    params: dict[str, jax.Array], x: jax.Array, dy: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """A backward for Linear that gives each example's squared gradient norms in place of grads.
+
+    Linear(...)._replace(backward=linear_squared_norms) does so, and in a Sequential the sum of
+    jax.tree.leaves(grads) is each example's squared norm for the whole network.
+
+    |dW|^2 = sum over s, t of (x_s . x_t)(dy_s . dy_t) and |db|^2 = |sum over t of dy_t|^2, where
+    s and t are an example's positions: one for x (batch, dim_in), where |dW|^2 is |x|^2 |dy|^2,
+    all those of the axes between for x (batch, ..., dim_in). No example's dW is formed.
+    Goodfellow, 2015; Li et al., 2022. dx = dy W as in Linear.
+
+    Shapes: x, which is Linear's residuals, (batch, ..., dim_in), or (dim_in,) for one example; dy
+    (batch, ..., dim_out); grads {"W": (batch,), "b": (batch,)}, "b" where params have it, in
+    float32 for 16-bit x.
+
+    Raises:
+        ValueError: x or dy have another shape or are not floating.
+    """
+    name = "linear_squared_norms"
+    W = check_array(name, "W", params["W"], ("dim_out", "dim_in"))
+    x = check_array(name, "residuals", x, (..., W.shape[1]))
+    dy = check_array(name, "dy", dy, (*x.shape[:-1], W.shape[0]), x.dtype)
+
+    def by_position(array):
+        positions = math.prod(array.shape[1:-1])
+        return array.reshape(*array.shape[:-1][:1], positions, array.shape[-1])
+
+    def products(array):
+        dtype = accumulation_dtype(array.dtype)
+        return jnp.einsum("...sf,...tf->...st", array, array, preferred_element_type=dtype)
+
+    xs, dys = by_position(x), by_position(dy)
+    grads = {"W": jnp.maximum(jnp.sum(products(xs) * products(dys), axis=(-2, -1)), 0)}
+    if "b" in params:
+        grads["b"] = jnp.sum(jnp.square(jnp.sum(widen(dys), axis=-2)), axis=-1)
+    return grads, _contract(dy, W, -1, 0).astype(x.dtype)
 
 
 def Embedding(

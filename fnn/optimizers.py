@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import check_integer, check_nonnegative, check_positive, check_tree, widen
+from fnn.layer import (
+    check_integer,
+    check_nonnegative,
+    check_positive,
+    check_tree,
+    global_norm,
+    widen,
+)
 
 Schedule = Callable[[Any], Any]  # step () -> rate (), both possibly traced
 
@@ -173,15 +180,8 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Op
 
     def update(grads, state, params):
         check_tree("clip_by_global_norm", "grads", grads, params)
-        leaves = [jnp.asarray(leaf, float) for leaf in jax.tree.leaves(grads)]
-        # The norm is measured in units of the largest, whose square may overflow.
-        largest = jnp.max(
-            jnp.stack([jnp.zeros(()), *(jnp.max(jnp.abs(a), initial=0) for a in leaves)])
-        )
-        unit = jnp.where(largest == 0, 1, largest)
-        norm = unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
         limit = jnp.asarray(max_norm, float)
-        factor = limit / jnp.maximum(norm, limit)
+        factor = limit / jnp.maximum(global_norm(grads), limit)
         clipped = jax.tree.map(
             lambda g: (widen(g) * factor.astype(widen(g).dtype)).astype(g.dtype), grads
         )

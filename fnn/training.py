@@ -1,4 +1,4 @@
-"""Training: the hand-written passes put together, a step, an epoch."""
+"""Training: the hand-written passes put together, whole or in parts; a step, an epoch."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fnn.layer import Layer, check_integer
+from fnn.layer import Layer, accumulation_dtype, check_integer, widen
 from fnn.losses import Loss
 from fnn.optimizers import Optimizer
 from fnn.sharding import sharded_axes
@@ -36,6 +36,62 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
         value, loss_residuals = loss.forward(prediction, target)
         grads, _ = model.backward(params, residuals, loss.backward(loss_residuals))
         return value, grads
+
+    return evaluate
+
+
+def accumulate_gradients(
+    loss_and_grads_fn: Callable[..., tuple[jax.Array, Any]],
+    num_microbatches: int,
+    *,
+    reduction: str = "mean",
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """f(params, x, target, key=None) -> (loss value, grads), computed part by part.
+
+    The value and grads of loss_and_grads_fn for the whole batch, up to rounding, with the memory
+    of one part: a scan over num_microbatches parts of the batch in the given order adds up
+    theirs, 16-bit ones in float32. Part i draws from fold_in(key, i).
+
+    Shapes: x (batch, ...), target (batch, ...).
+
+    Args:
+        loss_and_grads_fn: what loss_and_grads returns, or any function of that signature.
+        reduction: "mean" for a loss that averages over the examples, "sum" for one that adds.
+
+    Raises:
+        ValueError: num_microbatches is not a positive integer, or does not divide the number of
+            examples; an unknown reduction; x and target differ in the number of examples.
+    """
+    count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            f"accumulate_gradients: expected reduction 'mean' or 'sum', got {reduction!r}"
+        )
+
+    def evaluate(params, x, target, key=None):
+        num_examples = _count_examples("accumulate_gradients", x, target)
+        if num_examples % count:
+            raise ValueError(
+                f"accumulate_gradients: expected a number of examples that {count} divides, "
+                f"got {num_examples}"
+            )
+        parts = jax.tree.map(
+            lambda a: jnp.reshape(a, (count, num_examples // count, *a.shape[1:])),
+            (jnp.asarray(x), jnp.asarray(target)),
+        )
+
+        def evaluate_part(index, part):
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            return loss_and_grads_fn(params, *part, part_key)
+
+        def add_part(total, part):
+            return jax.tree.map(lambda a, b: a + widen(b), total, evaluate_part(*part)), None
+
+        like = jax.eval_shape(evaluate_part, 0, jax.tree.map(lambda a: a[0], parts))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, accumulation_dtype(a.dtype)), like)
+        total, _ = jax.lax.scan(add_part, zeros, (jnp.arange(count), parts))
+        divisor = count if reduction == "mean" else 1
+        return jax.tree.map(lambda a, b: (a / divisor).astype(b.dtype), total, like)
 
     return evaluate
 
@@ -101,7 +157,7 @@ def make_train_epoch(
     step = _train_step(model, loss, optimizer)
 
     def epoch(state, x, target, key=None):
-        num_examples = _count_examples(x, target)
+        num_examples = _count_examples("make_train_epoch", x, target)
         step_key = None
         if key is not None:
             shuffle_key, step_key = jax.random.split(key)
@@ -197,11 +253,11 @@ def _random_order(key, length):
     return jnp.sort(words | jnp.arange(length, dtype=jnp.uint32)) & (2**num_bits - 1)
 
 
-def _count_examples(x, target):
+def _count_examples(name, x, target):
     x_shape, target_shape = jnp.shape(x), jnp.shape(target)
     if not x_shape or not target_shape or not x_shape[0] == target_shape[0] > 0:
         raise ValueError(
-            "make_train_epoch: expected x and target with the same number of examples, at least "
-            f"one, on the first axis, got shapes {x_shape} and {target_shape}"
+            f"{name}: expected x and target with the same number of examples, at least one, on the "
+            f"first axis, got shapes {x_shape} and {target_shape}"
         )
     return x_shape[0]

@@ -85,79 +85,94 @@ output    {options.output}
 """
 
 
-def train(options):
-    """Train, and write the results as it goes. Returns the exit status."""
-    start_time = time.monotonic()
-    num_epochs = options.epochs
-    split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
-    all_images, test_set, num_classes = mnist.read(options.data)
-    train_set, validation_set = mnist.hold_out(split_key, *all_images)
-    del all_images
-    sizes = [len(labels) for _, labels in (train_set, validation_set, test_set)]
-    num_training, _, num_tests = sizes
-    if options.batch_size > num_training:
-        raise UserError(
-            f"argument --batch-size: expected at most the {num_training} training images, "
-            f"got {options.batch_size}"
-        )
-    image_shape = test_set[0].shape[1:]
-    model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
-    num_steps = num_epochs * math.ceil(num_training / options.batch_size)
+def make_programs(options, model, num_steps):
+    """The compiled start(key) -> state, and run_epoch(data, key, state, epoch)."""
     schedule = fnn.cosine_decay(options.learning_rate, num_steps)
     optimizer = fnn.adam(schedule, weight_decay=options.weight_decay)
     loss = fnn.CrossEntropyLoss()
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
 
     @jax.jit
-    def run_epoch(state, train_set, validation_set, epoch):
+    def start(key):
+        return fnn.init_train_state(model, optimizer, key)
+
+    @jax.jit
+    def run_epoch(data, epoch_key, state, epoch):
+        train_set, validation_set = data
         state, losses = train_epoch(state, *train_set, jax.random.fold_in(epoch_key, epoch))
         validation_loss, accuracy, _ = mnist.evaluate(model, state.params, *validation_set)
-        metrics = (jnp.mean(losses), validation_loss, accuracy)
-        return state, metrics, jnp.isfinite(metrics[0] + metrics[1])
+        return state, (jnp.mean(losses), validation_loss, accuracy)
 
-    state = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))(init_key)
-    if not options.quiet:
-        print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
+    return start, run_epoch
+
+
+def run_epochs(options, run_epoch, state):
+    """Run the epochs; each has a row of metrics in the table returned and in metrics.csv.
+
+    Returns the last state that is good, the table, what is wrong, if anything, and the exit status.
+    """
     table = []
-    problem, status = None, 0
     with (
         open(options.output / "metrics.csv", "w", newline="") as file,
-        progress(num_epochs, options.quiet) as report,
+        progress(options.epochs, options.quiet) as report,
     ):
         writer = csv.writer(file)
         writer.writerow(["epoch", "train_loss", "validation_loss", "validation_accuracy"])
-        loop_start = time.monotonic()
+        start_time = time.monotonic()
         try:
-            for epoch in range(1, num_epochs + 1):
-                new_state, *results = run_epoch(state, train_set, validation_set, epoch)
-                metrics, finite = jax.device_get(results)
-                writer.writerow([epoch, *(f"{value:.6g}" for value in metrics)])
-                table.append(metrics)
-                if not finite:
+            for epoch in range(1, options.epochs + 1):
+                new_state, metrics = run_epoch(state, epoch)
+                table.append([*map(float, jax.device_get(metrics))])
+                writer.writerow([epoch, *(f"{value:.6g}" for value in table[-1])])
+                if not math.isfinite(sum(table[-1])):
                     problem = f"the loss is not finite in epoch {epoch}: lower --learning-rate"
-                    status = 1
-                    break
+                    return state, table, problem, 1
                 state = new_state
                 report(
                     epoch,
-                    f"epoch {epoch}/{num_epochs}  "
-                    "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics)
-                    + time_left(loop_start, epoch, num_epochs),
+                    f"epoch {epoch}/{options.epochs}  "
+                    "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*table[-1])
+                    + time_left(start_time, epoch, options.epochs),
                 )
         except KeyboardInterrupt:
-            problem, status = f"interrupted in epoch {epoch}", 130
+            return state, table, f"interrupted in epoch {epoch}", 130
+    return state, table, None, 0
+
+
+def train(options):
+    """Train, and write the results as it goes. Returns the exit status."""
+    start_time = time.monotonic()
+    split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
+    all_images, test_set, num_classes = mnist.read(options.data)
+    data = mnist.hold_out(split_key, *all_images)
+    del all_images
+    sizes = [len(labels) for _, labels in (*data, test_set)]
+    if options.batch_size > sizes[0]:
+        raise UserError(
+            f"argument --batch-size: expected at most the {sizes[0]} training images, "
+            f"got {options.batch_size}"
+        )
+    image_shape = test_set[0].shape[1:]
+    model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
+    num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
+    start, run_epoch = make_programs(options, model, num_steps)
+    state = start(init_key)
+    if not options.quiet:
+        print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
+    run_epoch = functools.partial(run_epoch, data, epoch_key)
+    state, table, problem, status = run_epochs(options, run_epoch, state)
     fnn.save(options.output / "params.npz", state.params)
     if table:
         test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
         test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
-        draw(options, table, num_tests, *mistakes)
+        draw(options, table, sizes[-1], *mistakes)
     if problem:
         print(
             f"train_mnist.py: {problem}; {options.output} has the results so far", file=sys.stderr
         )
         return status
     print(
-        f"test accuracy {test_accuracy:.2%}, test loss {test_loss:.5f}, {num_epochs} epochs, "
+        f"test accuracy {test_accuracy:.2%}, test loss {test_loss:.5f}, {options.epochs} epochs, "
         f"{num_steps} steps, {time.monotonic() - start_time:.1f} seconds"
     )
     return 0
@@ -189,7 +204,8 @@ def draw(options, table, num_tests, num_mistakes, mistakes):
 
 
 def main(arguments=None):
-    return run(train, parse_options(arguments))
+    options = parse_options(arguments)
+    return run(train, options, options.output)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -41,6 +43,20 @@ def test_a_convolution_is_the_sum_of_its_definition():
         layer.backward(params, residuals, one)[0]["W"][..., 0].transpose(2, 0, 1), moved, atol=1e-6
     )
     assert dx.shape == x.shape
+
+
+def test_convolutions_of_both_passes_have_the_axes_that_are_fast_in_a_scan():
+    """XLA's CPU compiler puts another order right outside of loops alone."""
+    layer = fnn.Conv2d(2, 3, 3, stride=2, padding=1)
+    params, x = layer.init(KEY), draw(1, (4, 6, 5, 2))
+
+    def passes(params, x):
+        y, residuals = layer.forward(params, x)
+        return layer.backward(params, residuals, y)
+
+    text = jax.jit(passes).lower(params, x).as_text()
+    orders = re.findall("stablehlo.convolution.* dim_numbers = (.*?), window", text)
+    assert orders == ["[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import cast, draw
 
 import fnn
 
@@ -105,3 +107,44 @@ def test_embeddings_of_16_bits_accumulate_in_float32():
         layer.init(jax.random.key(0)), jnp.zeros(4096, int), jnp.ones((4096, 1), jnp.bfloat16)
     )
     assert grads["W"].item() == 4096
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(4,), (4, 5), (4, 2, 3), ()], ids=str)
+def test_squared_norms_are_those_of_each_examples_gradient(leading, bias):
+    layer = fnn.Linear(3, 2, bias=bias)
+    norms = layer._replace(backward=fnn.linear_squared_norms)
+    with jax.enable_x64(True):
+        p = cast(layer.init(jax.random.key(0)), jnp.float64)
+        x, dy = draw(1, (*leading, 3), jnp.float64), draw(2, (*leading, 2), jnp.float64)
+
+        def squares_by_jax(x, dy):
+            grads = jax.grad(lambda p: jnp.vdot(layer.forward(p, x)[0], dy))(p)
+            return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), grads)
+
+        by_jax = jax.jit(jax.vmap(squares_by_jax) if leading else squares_by_jax)
+        squares, dx = norms.backward(p, norms.forward(p, x)[1], dy)
+        chex.assert_trees_all_close(squares, by_jax(x, dy), rtol=1e-10)
+        chex.assert_trees_all_equal(dx, layer.backward(p, x, dy)[1])
+
+
+def test_squared_norms_are_never_negative_and_in_float32_for_16_bit():
+    """Two positions whose gradients cancel but for rounding."""
+    x, dy = draw(1, (256, 1, 2)), draw(2, (256, 1, 3))
+    x, dy = jnp.concatenate([x, 1.0001 * x], axis=1), jnp.concatenate([dy, -dy], axis=1)
+    squares, _ = fnn.linear_squared_norms(params, x, dy)
+    assert all(jnp.all(leaf >= 0) for leaf in squares.values())
+    low = cast((params, x, dy), jnp.bfloat16)
+    squares, dx = jax.eval_shape(fnn.linear_squared_norms, *low)
+    assert (squares["W"].dtype, squares["b"].dtype, dx.dtype) == ("float32", "float32", "bfloat16")
+
+
+def test_squared_norms_refuse_what_has_another_shape():
+    with pytest.raises(
+        ValueError, match=r"linear_squared_norms: expected dy of shape \(4, 3\), got"
+    ):
+        fnn.linear_squared_norms(params, jnp.ones((4, 2)), jnp.ones((4, 2)))
+    with pytest.raises(
+        ValueError, match=r"linear_squared_norms: expected residuals of shape \(..., 2"
+    ):
+        fnn.linear_squared_norms(params, jnp.ones((4, 3)), jnp.ones((4, 3)))

@@ -30,9 +30,16 @@ def printed():
 def test_the_programs_learn_what_they_say(printed):
     claimed = re.findall(r"accuracy\(.*# ([\d.]+)%$", README, re.MULTILINE)
     reached = re.findall(r"^([\d.]+)%$", printed, re.MULTILINE)
-    assert len(claimed) == len(reached) == 2
+    assert len(claimed) == len(reached) == 5
     for claim, result in zip(claimed, reached, strict=True):
         assert abs(float(claim) - float(result)) < 1
+    *_, alone, ensemble = map(float, reached)
+    assert ensemble > alone
+
+
+def test_the_place_of_the_first_infinity_is_the_one_that_is_printed(printed):
+    (place,) = re.findall(r"find_nonfinite\(.*  # (\(.*\))$", README, re.MULTILINE)
+    assert place in printed.splitlines()
 
 
 def test_the_quoted_message_is_the_one_that_is_printed(printed):

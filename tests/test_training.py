@@ -44,6 +44,50 @@ def test_jvp_of_loss_and_grads_is_the_hessian_vector_product():
         chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(reduction):
+    with jax.enable_x64(True):
+        args = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, x[:20], target[:20]))
+        whole = fnn.loss_and_grads(model, fnn.MSELoss(reduction))
+        for count in (1, 5, 20):
+            parts = fnn.accumulate_gradients(whole, count, reduction=reduction)
+            chex.assert_trees_all_close(jax.jit(parts)(*args), whole(*args), rtol=1e-10, atol=1e-15)
+
+
+def test_accumulated_gradients_draw_from_a_key_of_their_own_in_each_part():
+    def value(params, x, target, key=None):
+        return (jnp.zeros(()) if key is None else jax.random.normal(key)), params
+
+    key = jax.random.key(0)
+    total, _ = fnn.accumulate_gradients(value, 4, reduction="sum")(0.0, x[:20], target[:20], key)
+    expected = sum(jax.random.normal(jax.random.fold_in(key, part)) for part in range(4))
+    assert jnp.allclose(total, expected)
+    assert fnn.accumulate_gradients(value, 4)(jnp.ones(2), x[:20], target[:20])[0] == 0
+
+
+def test_16_bit_gradients_accumulate_in_float32():
+    """A sum of 1024 ones stops at 256 when it accumulates in bfloat16."""
+    ones = jnp.ones((1024, 1), jnp.bfloat16)
+    layer = fnn.Linear(1, 1, bias=False, dtype=jnp.bfloat16)
+    total = fnn.Loss(lambda y, t: (jnp.sum(t), t), lambda t: t)
+    run = fnn.accumulate_gradients(fnn.loss_and_grads(layer, total), 1024, reduction="sum")
+    value, grads = run(layer.init(jax.random.key(0)), ones, ones)
+    assert (value, grads["W"].item()) == (1024, 1024)
+    assert value.dtype == grads["W"].dtype == jnp.bfloat16
+
+
+def test_accumulate_gradients_refuses_what_it_cannot_divide():
+    evaluate = fnn.loss_and_grads(model, mse)
+    with pytest.raises(ValueError, match="a number of examples that 4 divides, got 23"):
+        fnn.accumulate_gradients(evaluate, 4)(params, x, target)
+    with pytest.raises(ValueError, match="accumulate_gradients: expected x and target with the"):
+        fnn.accumulate_gradients(evaluate, 1)(params, x, target[:20])
+    with pytest.raises(ValueError, match="num_microbatches to be an integer >= 1, got 0"):
+        fnn.accumulate_gradients(evaluate, 0)
+    with pytest.raises(ValueError, match="expected reduction 'mean' or 'sum', got 'batchmean'"):
+        fnn.accumulate_gradients(evaluate, 2, reduction="batchmean")
+
+
 def test_predict_is_forward_without_a_key():
     chex.assert_trees_all_equal(fnn.predict(model, params, x), model.forward(params, x)[0])
 

@@ -1,0 +1,124 @@
+"""observe reports what passes through a model, and find_nonfinite what first goes wrong."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import draw, make_network
+
+import fnn
+
+mse = fnn.MSELoss()
+key = jax.random.key(0)
+x, target = draw(1, (4, 3)), draw(2, (4, 2))
+
+
+def recorder():
+    """A list, and a callback that writes the reports into it."""
+    reports = []
+
+    def callback(place, direction, statistics):
+        reports.append(
+            (place, direction, *map(float, (statistics["norm"], statistics["nonfinite"])))
+        )
+
+    return reports, callback
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_every_layer_of_nested_sequentials_reports_what_passes(wrap):
+    linear = fnn.Linear(3, 2)
+    model = fnn.Sequential(fnn.Tanh(), fnn.Sequential(fnn.remat(linear)))
+    reports, callback = recorder()
+    params = model.init(key)
+    plain = fnn.loss_and_grads(model, mse)(params, x, target)
+    observed = wrap(fnn.loss_and_grads(fnn.observe(model, callback), mse))(params, x, target)
+    jax.effects_barrier()
+    chex.assert_trees_all_close(observed, plain, rtol=1e-6)
+    places = sorted(report[:2] for report in reports)
+    assert places == [
+        ("0 Tanh()", "backward"),
+        ("0 Tanh()", "forward"),
+        ("1.0 remat", "backward"),
+        ("1.0 remat", "forward"),
+        ("1.0 remat", "grads"),
+        ("1.0 remat", "parameters"),
+    ]
+    norms = {report[:2]: report[2] for report in reports}
+    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(plain[1])])
+    assert abs(norms["1.0 remat", "grads"] - jnp.linalg.norm(flat)) < 1e-6
+    assert abs(norms["0 Tanh()", "forward"] - jnp.linalg.norm(jnp.tanh(x).ravel())) < 1e-6
+    assert all(report[3] == 0 for report in reports)
+
+
+def test_a_single_layer_is_observed_and_under_vmap_once_an_example():
+    reports, callback = recorder()
+    layer = fnn.observe(fnn.Tanh(), callback)
+    jax.vmap(lambda x: layer.forward((), x)[0])(jnp.array([[0.0], [jnp.nan], [jnp.inf]]))
+    jax.effects_barrier()
+    assert [report[:2] for report in reports] == [("Tanh()", "forward")] * 3
+    assert sorted(report[3] for report in reports) == [0, 0, 1]
+
+
+def test_a_replaced_backward_stays_and_the_layers_inside_report_forward():
+    reports, callback = recorder()
+    inner = fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh())
+    model = fnn.observe(fnn.Sequential(fnn.freeze(inner), fnn.Linear(3, 2)), callback)
+    _, grads = fnn.loss_and_grads(model, mse)(model.init(key), x, target)
+    assert jnp.all(grads[0][0]["W"] == 0)
+    places = {report[:2] for report in reports}
+    assert {("0.0 Linear(3, 3)", "forward"), ("0.1 Tanh()", "forward")} < places
+    assert {("0 Sequential", "backward"), ("1 Linear(3, 2)", "backward")} < places
+
+
+NETWORK = fnn.Sequential(make_network(), fnn.Tanh())
+PARAMS = NETWORK.init(key)
+
+
+def planted(value, index, leaf):
+    params = jax.tree.map(lambda array: array, PARAMS)
+    params[0][index][leaf] = params[0][index][leaf].at[0].set(value)
+    return {"params": params}
+
+
+def broken(direction):
+    """The network, in which layer 0.2 multiplies by infinity what passes in the direction."""
+    linear = fnn.Linear(8, 5)
+
+    def forward(params, x, key=None):
+        y, residuals = linear.forward(params, x, key)
+        return (y * jnp.inf if direction == "forward" else y), residuals
+
+    def backward(params, residuals, dy):
+        grads, dx = linear.backward(params, residuals, dy)
+        if direction == "grads":
+            return jax.tree.map(lambda leaf: leaf * jnp.inf, grads), dx
+        return grads, (dx * jnp.inf if direction == "backward" else dx)
+
+    layers = [fnn.Linear(3, 8), fnn.LeakyReLU(), fnn.Layer(linear.init, forward, backward)]
+    network = fnn.Sequential(*layers, fnn.Tanh(), fnn.Linear(5, 2))
+    return {"model": fnn.Sequential(network, fnn.Tanh())}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, None),
+        ({"x": x.at[1, 2].set(jnp.nan)}, ("x", "forward")),
+        ({"target": target.at[1, 0].set(-jnp.inf)}, ("target", "forward")),
+        (planted(jnp.nan, 2, "W"), ("0.2 Linear(8, 5)", "parameters")),
+        (planted(jnp.inf, 4, "b"), ("0.4 Linear(5, 2)", "parameters")),
+        (broken("forward"), ("0.2 broken", "forward")),
+        (broken("grads"), ("0.2 broken", "grads")),
+        (broken("backward"), ("0.2 broken", "backward")),
+        ({"target": jnp.full_like(target, 1e30)}, ("loss", "forward")),
+        (
+            {"loss": mse._replace(backward=lambda residuals: residuals / 0)},
+            ("loss", "backward"),
+        ),
+    ],
+    ids=lambda part: " " if isinstance(part, dict) else str(part),
+)
+def test_the_first_nonfinite_number_is_found_where_it_arises(changed, expected):
+    case = {"model": NETWORK, "loss": mse, "params": PARAMS, "x": x, "target": target}
+    assert fnn.find_nonfinite(**{**case, **changed}) == expected

@@ -1,0 +1,449 @@
+"""Each transform beside the same mathematics in plain JAX, alone and around each other."""
+
+import functools
+import operator
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+import worth
+from cases import cast, draw
+from jax.flatten_util import ravel_pytree
+from test_costs import cost, num_bytes
+
+import fnn
+
+MAX_NORM = 0.1
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+key = jax.random.key(0)
+
+
+def as_it_is(function):
+    return function
+
+
+def one_after_another(function):
+    def repeated(params, x):
+        for copy in (0, 1):
+            x = function(jax.tree.map(operator.itemgetter(copy), params), x)
+        return x
+
+    return repeated
+
+
+def half_reversed(x):
+    fixed = jax.lax.stop_gradient(x)
+    return fixed - (x - fixed) / 2
+
+
+@jax.custom_vjp
+def clipped(x):
+    return x
+
+
+def clip_rows(_, dx):
+    norms = jnp.linalg.norm(dx, axis=-1, keepdims=True)
+    return (jnp.where(norms > MAX_NORM, dx * MAX_NORM / norms, dx),)
+
+
+clipped.defvjp(lambda x: (x, None), clip_rows)
+
+# A transform of a layer, and the same of a function (params, x) -> y.
+TRANSFORMS = {
+    "remat": (fnn.remat, as_it_is),
+    "repeat": (lambda layer: fnn.repeat(layer, 2), one_after_another),
+    "float64": (lambda layer: fnn.with_compute_dtype(layer, jnp.float64), as_it_is),
+    "scale": (
+        lambda layer: fnn.scale_gradient(layer, -0.5),
+        lambda function: lambda params, x: function(params, half_reversed(x)),
+    ),
+    "clip": (
+        lambda layer: fnn.clip_gradient(layer, MAX_NORM),
+        lambda function: lambda params, x: function(params, clipped(x)),
+    ),
+    "observe": (lambda layer: fnn.observe(layer, lambda *report: None), as_it_is),
+    "residual": (fnn.Residual, lambda function: lambda params, x: x + function(params, x)),
+    "sequential": (
+        lambda layer: fnn.Sequential(layer, fnn.Tanh()),
+        lambda function: lambda params, x: jnp.tanh(function(params[0], x)),
+    ),
+}
+# Every transform stands once directly around every other.
+ORDERS = [
+    [list(TRANSFORMS)[(step + shift) % 8] for step in (0, 1, 7, 2, 6, 3, 5, 4)]
+    for shift in range(8)
+]
+
+
+def block(*more):
+    return fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh(), *more)
+
+
+def inputs(layer, phase):
+    """Parameters that are not at their initial values, x and dy, all in phase's dtype."""
+    rows = jnp.zeros((4, 3), phase.dtype)
+    like = jax.eval_shape(layer.init, key), rows, rows
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, phase.dtype), like)
+    numbers, unravel = ravel_pytree(zeros)
+    return unravel(jnp.sin(phase + jnp.square(jnp.arange(numbers.size, dtype=phase.dtype))))
+
+
+def passes(layer, params, x, dy, key=None):
+    """y, grads and dx of one forward and one backward pass."""
+    y, residuals = layer.forward(params, x, key)
+    return y, *layer.backward(params, residuals, dy)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=":".join)
+def test_gradients_in_every_order_are_those_of_jax_vjp(order):
+    linear = fnn.Linear(3, 3)
+    layer, function = linear, lambda params, x: linear.forward(params, x)[0]
+    for name in order:
+        of_layer, of_function = TRANSFORMS[name]
+        layer, function = of_layer(layer), of_function(function)
+    with jax.enable_x64(True):
+
+        @quick_jit
+        def by_hand_and_by_jax(phase):
+            params, x, dy = inputs(layer, phase)
+            y, vjp = jax.vjp(function, params, x)
+            return passes(layer, params, x, dy), (y, *vjp(dy))
+
+        actual, expected = by_hand_and_by_jax(jnp.ones(()))
+        chex.assert_trees_all_close(actual, expected, rtol=1e-10, atol=1e-15)
+        assert all(leaf.all() for leaf in jax.tree.leaves(jax.device_get(actual)))
+
+
+def test_what_changes_no_gradient_passes_check_layer():
+    layer = fnn.with_compute_dtype(fnn.repeat(fnn.remat(block()), 2), jnp.float64)
+    fnn.check_layer(layer, draw(1, (2, 3)), key)
+
+
+def test_dtypes_are_preserved():
+    others = (fnn.freeze, None), (fnn.per_example, None)
+    for of_layer, _ in (*TRANSFORMS.values(), *others):
+        layer = of_layer(block())
+        params = jax.eval_shape(layer.init, key)
+        for dtype in (jnp.bfloat16, jnp.float16, jnp.float64):
+            with jax.enable_x64(True):
+                rows = jax.ShapeDtypeStruct((4, 3), dtype)
+                run = functools.partial(passes, layer)
+                y, grads, dx = jax.eval_shape(run, params, rows, rows)
+            assert (y.dtype, dx.dtype) == (dtype, dtype)
+            assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+
+
+def test_jit_vmap_and_eager_agree_without_nans():
+    layer = fnn.repeat(fnn.clip_gradient(fnn.remat(block()), MAX_NORM), 2)
+    params, x, dy = inputs(layer, jnp.ones(()))
+    run = functools.partial(passes, layer)
+    y, grads, dx = expected = jax.jit(run)(params, x, dy)
+    with jax.disable_jit(), jax.debug_nans(True):
+        chex.assert_trees_all_close(run(params, x, dy), expected, rtol=1e-5, atol=1e-6)
+    y_each, grads_each, dx_each = jax.jit(jax.vmap(run, (None, 0, 0)))(params, x, dy)
+    summed = jax.tree.map(lambda leaf: leaf.sum(axis=0), grads_each)
+    chex.assert_trees_all_close((y_each, summed, dx_each), (y, grads, dx), rtol=1e-5, atol=1e-6)
+
+
+def test_jvp_through_transformed_layers_is_jvp_through_the_bare_ones():
+    bare = fnn.Sequential(block(), block())
+    wrapped = fnn.Sequential(fnn.remat(block()), fnn.clip_gradient(fnn.remat(block()), 1e9))
+    params, x, dy = inputs(bare, jnp.ones(()))
+
+    def second_order(layer):
+        run = jax.jit(lambda params: passes(layer, params, x, dy.at[0].set(0)))
+        return jax.jvp(run, (params,), (params,))
+
+    chex.assert_trees_all_close(second_order(wrapped), second_order(bare), rtol=1e-5, atol=1e-6)
+
+
+# remat
+
+
+def test_remat_keeps_x_alone():
+    layer = fnn.remat(block())
+    x = draw(1, (4, 3))
+    residuals = layer.forward(layer.init(key), x)[1]
+    assert [leaf is x for leaf in jax.tree.leaves(residuals)] == [True]
+
+
+def step_cost(model, x):
+    """FLOPs and temporary bytes of both passes, with a key."""
+    params = jax.eval_shape(model.init, key)
+    return cost(functools.partial(passes, model), params, x, x, key)
+
+
+def test_remat_computes_again_what_it_does_not_keep_without_a_scan_too():
+    """Products, and masks drawn from the key; neither is merged with the first pass's."""
+    wide = fnn.Sequential(
+        fnn.Linear(32, 32), fnn.Tanh(), fnn.Linear(32, 32), fnn.Tanh(), fnn.Dropout(0.5)
+    )
+    x = jax.ShapeDtypeStruct((512, 32), jnp.float32)
+    flops, temporary = step_cost(fnn.Sequential(*[wide] * 5), x)
+    more_flops, less = step_cost(fnn.Sequential(*[fnn.remat(wide)] * 5), x)
+    assert more_flops > 1.25 * flops  # eight products of a block for six
+    assert less < 0.7 * temporary
+
+
+def temporary_bytes(comparison):
+    by_fnn, other, make_arguments = comparison
+    args = jax.eval_shape(make_arguments)
+    return cost(by_fnn, *args)[1], cost(other, *args)[1]
+
+
+def test_repeated_remat_needs_a_third_of_autodiffs_memory():
+    temporary, by_jax = temporary_bytes(worth.scanned_blocks())
+    assert 3 * temporary <= by_jax
+
+
+# repeat
+
+
+def test_repeat_of_remat_is_sequential_with_the_copies_stacked_and_draws_alike():
+    layer = block(fnn.Dropout(0.5))
+    sequential, repeated = fnn.Sequential(layer, layer), fnn.repeat(fnn.remat(layer), 2)
+
+    @jax.jit
+    def both(key, x, dy):
+        params = sequential.init(key)
+        y, grads, dx = passes(sequential, params, x, dy, key)
+        expected = (
+            *(jax.tree.map(lambda *leaves: jnp.stack(leaves), *it) for it in (params, grads)),
+            y,
+            dx,
+        )
+        params = repeated.init(key)
+        y, grads, dx = passes(repeated, params, x, dy, key)
+        return (params, grads, y, dx), expected
+
+    chex.assert_trees_all_close(*both(key, draw(1, (4, 3)), draw(2, (4, 3))), rtol=1e-5, atol=1e-7)
+
+
+def test_repeats_residuals_are_the_copies_each_array_once():
+    layer = block(fnn.Linear(3, 3), fnn.Tanh())
+    x = draw(1, (4, 3))
+    kept = num_bytes(layer.forward(layer.init(key), x)[1])
+    repeated = fnn.repeat(layer, 5)
+    assert num_bytes(repeated.forward(repeated.init(key), x)[1]) == 5 * kept
+
+
+def test_repeats_program_does_not_grow_with_n():
+    lengths = [len(worth.deep_step(depth).as_text().splitlines()) for depth in (4, 64)]
+    assert lengths[0] == lengths[1]
+
+
+# with_compute_dtype
+
+
+def dtypes_of_products(function, *args):
+    program = jax.jit(function).lower(*args).as_text()
+    found = re.findall(r"dot_general .* : \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\)", program)
+    return {dtype for operands in found for dtype in operands}
+
+
+def test_compute_dtype_runs_every_product_in_it_and_keeps_residuals_in_it():
+    low = fnn.with_compute_dtype(fnn.repeat(fnn.remat(block()), 2), jnp.bfloat16)
+    params, x, dy = inputs(low, jnp.ones(()))
+    assert dtypes_of_products(functools.partial(passes, low), params, x, dy) == {"bf16"}
+    residuals = jax.tree.leaves(jax.eval_shape(low.forward, params, x)[1])
+    assert {leaf.dtype for leaf in residuals if leaf.size} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_compute_dtype_reaches_what_follows_an_embedding_in_both_passes():
+    low = fnn.with_compute_dtype(
+        fnn.remat(fnn.Sequential(fnn.Embedding(9, 3), block())), "bfloat16"
+    )
+    params, x, dy = low.init(key), jnp.arange(4), draw(1, (4, 3))
+    run = functools.partial(passes, low)
+    assert dtypes_of_products(run, params, x, dy) == {"bf16"}
+    y, grads, dx = jax.eval_shape(run, params, x, dy)
+    assert y.dtype == jnp.bfloat16
+    chex.assert_trees_all_equal_shapes_and_dtypes((grads, dx), (params, x))
+
+
+def test_compute_dtype_is_the_layer_on_converted_arrays():
+    with jax.enable_x64(True):
+        params, x, dy = inputs(block(), jnp.ones((), jnp.float64))
+        actual = passes(fnn.with_compute_dtype(block(), jnp.float32), params, x, dy)
+        expected = passes(block(), *cast((params, x, dy), jnp.float32))
+        chex.assert_trees_all_equal(actual, cast(expected, jnp.float64))
+
+
+# freeze, scale_gradient, clip_gradient
+
+
+@pytest.mark.parametrize("wrap", [as_it_is, fnn.remat, fnn.per_example])
+def test_frozen_layers_get_no_gradient_and_pass_on_dx(wrap):
+    layer = wrap(fnn.Linear(3, 3))
+    params, x, dy = inputs(layer, jnp.ones(()))
+    y, grads, dx = passes(layer, params, x, dy)
+    frozen = passes(fnn.freeze(layer), params, x, dy)
+    chex.assert_trees_all_equal(frozen, (y, jax.tree.map(jnp.zeros_like, grads), dx))
+    inside = passes(wrap(fnn.freeze(fnn.Linear(3, 3))), params, x, dy)
+    chex.assert_trees_all_equal(inside, frozen)
+
+
+@pytest.mark.parametrize("wrap", [as_it_is, lambda layer: fnn.repeat(layer, 1)])
+def test_nothing_is_computed_for_a_frozen_layers_grads(wrap):
+    linear, x = fnn.Linear(64, 64), jax.ShapeDtypeStruct((32, 64), jnp.float32)
+    product = 2 * 32 * 64 * 64
+    before = fnn.Sequential(linear, fnn.Tanh())
+    flops, _ = step_cost(fnn.Sequential(before, wrap(linear)), x)
+    fewer, _ = step_cost(fnn.Sequential(before, wrap(fnn.freeze(linear))), x)
+    assert fewer <= flops - product
+
+
+def with_backward(dx):
+    """A layer whose dx is the given one, whatever dy."""
+    return fnn.Layer(lambda key: (), lambda p, x, key=None: (x, ()), lambda p, r, dy: ((), dx))
+
+
+def test_scale_gradient_takes_traced_factors():
+    dx = draw(1, (4, 3), jnp.bfloat16)
+    scaled = jax.jit(lambda c: fnn.scale_gradient(with_backward(dx), c).backward((), (), dx)[1])
+    assert jnp.all(scaled(-1.0) == -dx)
+    assert jnp.all(scaled(0.0) == 0)
+
+
+def clip(dx, *args, **settings):
+    return fnn.clip_gradient(with_backward(dx), *args, **settings).backward((), (), dx)[1]
+
+
+def test_clip_gradient_bounds_every_examples_norm_alone():
+    dx = jnp.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [3e30, 4e30]])
+    expected = jnp.array([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0], [0.6, 0.8]])
+    assert jnp.allclose(clip(dx, 1.0), expected)
+    assert jnp.allclose(jax.jit(functools.partial(clip, dx))(2.0)[0], 2 * expected[0])
+    low = clip(jnp.full((2, 4096), 8.0, jnp.bfloat16), 1.0)
+    assert jnp.allclose(low, 1 / 64)
+
+
+def test_clip_gradient_of_images_takes_all_axes_of_one():
+    dx = 9 * draw(1, (2, 4, 4, 3))
+    clipped = clip(dx, 1.0, axis=(-3, -2, -1))
+    for image, expected in zip(clipped, dx, strict=True):
+        assert jnp.allclose(image, expected / jnp.linalg.norm(expected.ravel()))
+    with pytest.raises(ValueError, match="out of bounds") as info:
+        clip(dx[0, 0], 1.0, axis=(-3, -2, -1))
+    assert "in clip_gradient, backward" in info.value.__notes__
+
+
+# per_example
+
+
+MIXED = fnn.Sequential(
+    fnn.Conv2d(2, 3, 2), fnn.MaxPool2d(2), fnn.Flatten(), fnn.LayerNorm(12), fnn.Linear(12, 2)
+)
+
+
+def test_per_example_grads_are_vmapped_jax_grads():
+    mse = fnn.MSELoss("sum")
+    with jax.enable_x64(True):
+        params = cast(MIXED.init(key), jnp.float64)
+        x, target = draw(1, (3, 5, 5, 2), jnp.float64), draw(2, (3, 2), jnp.float64)
+        by_jax = jax.grad(lambda p, x, t: mse.forward(MIXED.forward(p, x)[0], t)[0])
+
+        @quick_jit
+        def by_hand_and_by_jax(*args):
+            _, grads = fnn.loss_and_grads(fnn.per_example(MIXED), mse)(*args)
+            return grads, jax.vmap(by_jax, (None, 0, 0))(*args)
+
+        grads, expected = by_hand_and_by_jax(params, x, target)
+        chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_per_example_examples_draw_from_keys_of_their_own():
+    layer = fnn.per_example(fnn.Dropout(0.5))
+    y, _ = layer.forward((), jnp.ones((8, 16)), key)
+    assert len({tuple(row) for row in y.tolist()}) == 8
+    first, _ = fnn.Dropout(0.5).forward((), jnp.ones(16), jax.random.fold_in(key, 0))
+    assert jnp.all(y[0] == first)
+
+
+def test_a_networks_squared_norms_are_vmapped_jax_grads_for_no_more_memory():
+    in_closed_form, by_jax, make_arguments = worth.squared_norms_of_two_layers()
+    args = make_arguments()
+    actual, expected = jax.jit(in_closed_form)(*args), jax.jit(by_jax)(*args)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5)
+    (flops, temporary), (most_flops, most) = cost(in_closed_form, *args), cost(by_jax, *args)
+    assert temporary <= most
+    assert flops < 0.6 * most_flops
+
+
+def test_accumulated_gradients_need_a_quarter_of_the_whole_batchs_memory():
+    temporary, of_whole_batch = temporary_bytes(worth.eight_microbatches())
+    assert 4 * temporary <= of_whole_batch
+
+
+# as_jax_function
+
+
+def test_as_jax_function_is_differentiated_by_the_layers_backward():
+    model = fnn.Sequential(fnn.Embedding(9, 3), fnn.Dropout(0.5), fnn.Linear(3, 3))
+    function = fnn.as_jax_function(model)
+    params, x, dy = model.init(key), jnp.arange(4), draw(1, (4, 3))
+
+    @jax.jit
+    def by_jax_and_by_hand(params, dy):
+        grads = jax.grad(lambda p: jnp.vdot(function(p, x, key=key), dy))(params)
+        return grads, passes(model, params, x, dy, key)[1]
+
+    chex.assert_trees_all_close(*by_jax_and_by_hand(params, dy), rtol=1e-6)
+    reverse = fnn.as_jax_function(fnn.scale_gradient(fnn.Tanh(), -1.0))
+    each = jax.vmap(jax.grad(lambda x: reverse((), x)))(jnp.array([0.0, 1.0]))
+    assert jnp.allclose(each, jnp.array([-1.0, jnp.tanh(1.0) ** 2 - 1]))
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fnn.remat(fnn.Tanh), "remat: expected a Layer at position 0, got <function Tanh"),
+        (lambda: fnn.repeat(fnn.Tanh, 2), "repeat: expected a Layer"),
+        (lambda: fnn.repeat(fnn.Tanh(), 0), "repeat: expected n to be an integer >= 1, got 0"),
+        (lambda: fnn.with_compute_dtype(None, jnp.float32), "with_compute_dtype: expected a Layer"),
+        (lambda: fnn.with_compute_dtype(fnn.Tanh(), int), "expected a floating dtype, got <class"),
+        (lambda: fnn.freeze([fnn.Tanh()]), "freeze: expected a Layer"),
+        (lambda: fnn.scale_gradient(None, 1), "scale_gradient: expected a Layer"),
+        (
+            lambda: fnn.scale_gradient(fnn.Tanh(), float("-inf")),
+            "factor to be a finite number, got",
+        ),
+        (lambda: fnn.clip_gradient(fnn.Tanh(), 0), "clip_gradient: expected max_norm .* above 0"),
+        (lambda: fnn.per_example(fnn.Tanh), "per_example: expected a Layer"),
+        (lambda: fnn.as_jax_function(fnn.Tanh), "as_jax_function: expected a Layer"),
+        (lambda: fnn.observe(fnn.Tanh, print), "observe: expected a Layer"),
+    ],
+)
+def test_transforms_refuse_what_makes_no_sense(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_repeat_and_per_example_refuse_arrays_that_do_not_fit():
+    repeated, x = fnn.repeat(fnn.Linear(3, 3), 2), jnp.ones((4, 3))
+    wider, each = fnn.repeat(fnn.Linear(3, 4), 2), fnn.per_example(fnn.Tanh())
+
+    def attempt(layer, x, dy, params_of=None):
+        params = (params_of or layer).init(key)
+        return jax.eval_shape(functools.partial(passes, layer), params, x, dy)
+
+    with pytest.raises(ValueError, match="repeat: expected params with a first axis of 2, got"):
+        attempt(repeated, x, x, params_of=fnn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"repeat: expected dy of shape \(4, 3\), got \(3,\)"):
+        attempt(repeated, x, x[0])
+    with pytest.raises(ValueError, match=r"Linear\(3, 3\): expected x") as info:
+        attempt(repeated, x[:, :2], x)
+    assert "in repeat, forward" in info.value.__notes__
+    with pytest.raises(
+        ValueError, match=r"expected y to be like x, float32 of shape \(4, 3\), got"
+    ):
+        attempt(wider, x, x)
+    with pytest.raises(ValueError, match=r"per_example: expected x of shape \(batch, ...\), got"):
+        attempt(each, x[0, 0], x[0, 0])
+    with pytest.raises(ValueError, match=r"per_example: expected dy of shape \(4, 3\), got"):
+        attempt(each, x, x[:2])

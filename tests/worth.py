@@ -1,0 +1,134 @@
+"""What the transforms are worth beside autodiff; tests/test_transforms.py holds them to the memory.
+
+Every comparison is two functions, fnn's and the other, and one that makes their arguments. As a
+program this prints the times too:
+
+    PYTHONPATH=scripts python tests/worth.py
+"""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from test_costs import cost
+
+import fnn
+
+mse = fnn.MSELoss("sum")
+
+
+def arguments(model, *shape):
+    """Makes params, x and target, of which the latter two have the shape."""
+
+    def make():
+        keys = jax.random.split(jax.random.key(0), 3)
+        return model.init(keys[0]), *(jax.random.normal(key, shape) for key in keys[1:])
+
+    return make
+
+
+def loss_by_jax(model):
+    return lambda params, x, target: mse.forward(model.forward(params, x)[0], target)[0]
+
+
+def squared_norms_of_two_layers():
+    """The squared gradient norm of each of 256 examples, for two 512 x 512 layers."""
+
+    def network(backward):
+        linear = fnn.Linear(512, 512)
+        layer = linear._replace(backward=backward or linear.backward)
+        return fnn.Sequential(layer, fnn.Tanh(), layer)
+
+    def in_closed_form(params, x, target):
+        _, squares = fnn.loss_and_grads(network(fnn.linear_squared_norms), mse)(params, x, target)
+        return sum(jax.tree.leaves(squares))
+
+    def of_example(params, x, target):
+        grads = jax.grad(loss_by_jax(network(None)))(params, x, target)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
+
+    by_jax = jax.vmap(of_example, (None, 0, 0))
+    return in_closed_form, by_jax, arguments(network(None), 256, 512)
+
+
+def two_layers(width):
+    layers = fnn.Linear(width, width), fnn.Tanh(), fnn.Linear(width, width), fnn.Tanh()
+    return fnn.Sequential(*layers)
+
+
+def scanned_blocks():
+    """The gradient of 16 blocks of two Linear(256, 256) and Tanh, batch 1024, run by lax.scan."""
+    block = two_layers(256)
+    by_hand = fnn.loss_and_grads(fnn.repeat(fnn.remat(block), 16), mse)
+    by_jax = jax.value_and_grad(loss_by_jax(fnn.repeat(block, 16)))
+    return by_hand, by_jax, arguments(fnn.repeat(block, 16), 1024, 256)
+
+
+def blocks_in_sequence():
+    """The same without a scan: fnn.remat beside jax.checkpoint."""
+    block = two_layers(256)
+
+    def loss_with_checkpoints(params, x, target):
+        for block_params in params:
+            x = jax.checkpoint(lambda p, x: block.forward(p, x)[0])(block_params, x)
+        return mse.forward(x, target)[0]
+
+    model = fnn.Sequential(*[fnn.remat(block)] * 16)
+    by_hand, by_jax = fnn.loss_and_grads(model, mse), jax.value_and_grad(loss_with_checkpoints)
+    return by_hand, by_jax, arguments(model, 1024, 256)
+
+
+def eight_microbatches():
+    """The gradient of 16 layers of width 32, batch 8192, in 8 parts and in one."""
+    linear = fnn.Linear(32, 32)
+    model = fnn.Sequential(*[linear, fnn.Tanh()] * 16)
+    whole = fnn.loss_and_grads(model, mse)
+    in_parts = fnn.accumulate_gradients(whole, 8, reduction="sum")
+    return in_parts, whole, arguments(model, 8192, 32)
+
+
+def deep_step(depth):
+    """Lowers the gradient of `depth` blocks of two 64-wide Linear and Tanh."""
+    model = fnn.repeat(two_layers(64), depth)
+    x = jax.ShapeDtypeStruct((32, 64), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.jit(fnn.loss_and_grads(model, mse)).lower(params, x, x)
+
+
+def main(rounds=9):
+    from benchmark import describe_machine, take_turns
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    print(describe_machine())
+    comparisons = (
+        squared_norms_of_two_layers,
+        scanned_blocks,
+        blocks_in_sequence,
+        eight_microbatches,
+    )
+    for compare in comparisons:
+        print(f"\n{compare.__doc__}")
+        by_fnn, other, make_arguments = compare()
+        programs, args = {"fnn": jax.jit(by_fnn), "beside": jax.jit(other)}, make_arguments()
+        calls = {
+            name: lambda program=program: program(*args)  # noqa: B023
+            for name, program in programs.items()
+        }
+        for name, seconds in take_turns(calls, rounds).items():
+            _, temporary = cost(programs[name], *args)
+            median = statistics.median(seconds)
+            print(f"  {name:<8} {1e3 * median:8.1f} ms {temporary / 1e6:8.2f} MB of temporaries")
+    seconds = {4: [], 64: []}
+    for _ in range(rounds):
+        for depth, measured in seconds.items():
+            started = time.perf_counter()
+            deep_step(depth).compile()
+            measured.append(time.perf_counter() - started)
+    print("\nTracing and compiling repeat(block, n)")
+    for depth, measured in seconds.items():
+        print(f"  n = {depth:<4} {1e3 * statistics.median(measured):8.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
