@@ -131,10 +131,10 @@ def run_epochs(options, run_epoch, state, table):
                 f"epoch {epoch}/{options.epochs}  "
                 "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*table[-1]),
             )
-            number, is_last = distributed.largest(interruption()), epoch == options.epochs
+            number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
                 resumable.store(options, jax.device_get(state), table)
-                number = distributed.largest(interruption())
+                number = distributed.largest(options, interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
                 return state, problem, 128 + number
@@ -153,7 +153,7 @@ def train(options):
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not resumable.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    state, table = distributed.from_first(*resumable.restore(options, state))
+    state, table = distributed.from_first(options, *resumable.restore(options, state))
     state = distributed.place(mesh, state)
     parts = [distributed.place_examples(mesh, part) for part in data]
     epoch_key = distributed.place(mesh, epoch_key)
