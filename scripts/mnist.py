@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import zlib
+from collections.abc import Sequence
 from itertools import pairwise
 
 import jax
@@ -81,10 +83,19 @@ def _read_bytes(path, axes):
     return array
 
 
-@jax.jit
-def hold_out(key, images, labels):
-    """Training and validation sets: one example in twelve, and at least one, is for validation."""
+def checksum(arrays: Sequence[jax.Array]) -> int:
+    """Of the arrays' bytes, one after another, so that other data are told apart."""
+    return functools.reduce(lambda value, a: zlib.crc32(a, value), jax.device_get(arrays), 0)
+
+
+@functools.partial(jax.jit, static_argnames="multiple")
+def hold_out(key, images, labels, *, multiple: int = 1):
+    """Training and validation sets: one example in twelve, and at least one, is for validation.
+
+    So are as many more that the number of training examples is a multiple of `multiple`.
+    """
     num_held_out = max(1, len(images) // 12)
+    num_held_out += (len(images) - num_held_out) % multiple
     order = jax.random.permutation(key, len(images))
     parts = order[num_held_out:], order[:num_held_out]
     return [(images[part], labels[part]) for part in parts]

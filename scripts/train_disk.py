@@ -1,6 +1,5 @@
 """Train a small network to tell the points inside a disk from those outside it."""
 
-import csv
 import functools
 import sys
 import time
@@ -11,7 +10,8 @@ import figures
 import jax
 import jax.numpy as jnp
 import resumable
-from command_line import Parser, UserError, nonnegative_float, progress, seed
+from command_line import Parser, UserError, nonnegative_float, seed
+from epochs import run_epochs
 
 import fnn
 
@@ -99,46 +99,11 @@ def make_programs(options, model, num_steps):
     return start, run_epoch
 
 
-def run_epochs(options, run_epoch, state, table):
-    """Run the epochs that the table has no row of, and give them one; metrics.csv has them all.
-
-    Returns the last state that is good, what is wrong, if anything, and the exit status.
-    """
-    with (
-        open(options.output / "metrics.csv", "w", newline="") as file,
-        progress(options.epochs, options.quiet) as report,
-        resumable.interruptions() as interruption,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"])
-        for epoch, metrics in enumerate(table, 1):
-            writer.writerow([epoch, *disk.format_metrics(*metrics)])
-        for epoch in range(len(table) + 1, options.epochs + 1):
-            with distributed.epoch_deadline(options):
-                new_state, metrics, losses = run_epoch(state, epoch)
-                table.append([*map(float, jax.device_get(metrics))])
-            writer.writerow([epoch, *disk.format_metrics(*table[-1])])
-            if not resumable.is_finite((losses, metrics, new_state)):
-                what = "loss is" if not resumable.is_finite((losses, metrics)) else "parameters are"
-                problem = (
-                    f"the {what} not finite in epoch {epoch}: lower --learning-rate, "
-                    "or --momentum or --weight-decay if they are high"
-                )
-                return state, problem, 1
-            state = new_state
-            report(
-                epoch,
-                f"epoch {epoch}/{options.epochs}  "
-                "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*table[-1]),
-            )
-            number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
-            if number or is_last or epoch % options.checkpoint_every == 0:
-                resumable.store(options, jax.device_get(state), table)
-                number = distributed.largest(options, interruption())
-            if number and not is_last:
-                problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
-                return state, problem, 128 + number
-    return state, None, 0
+def find_nonfinite(options, model, data, state):
+    """The layer and direction of the first NaN or infinity, for all the training points."""
+    (points, labels), _ = data
+    loss = fnn.MSELoss(options.reduction)
+    return fnn.find_nonfinite(model, loss, state.params, points, disk.encode(labels))
 
 
 def train(options):
@@ -159,8 +124,19 @@ def train(options):
     epoch_key = distributed.place(mesh, epoch_key)
     if not options.quiet:
         print(describe(options, state.params, num_steps, len(table)), flush=True)
-    run_epoch = functools.partial(run_epoch, parts, epoch_key)
-    state, problem, status = run_epochs(options, run_epoch, state, table)
+    state, problem, status = run_epochs(
+        options,
+        functools.partial(run_epoch, parts, epoch_key),
+        state,
+        table,
+        columns=["train_loss", "train_accuracy", "test_loss", "test_accuracy"],
+        format_row=disk.format_metrics,
+        format_progress=lambda epoch, metrics: (
+            "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*metrics)
+        ),
+        remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
+        find_nonfinite=functools.partial(find_nonfinite, options, model, data),
+    )
     params = jax.device_get(state.params)
     fnn.save(options.output / "params.npz", params)
     draw(options, model, params, table, *data)

@@ -1,33 +1,34 @@
 """Train a network on MNIST, or on any other images and labels in four files of its format."""
 
 import argparse
-import csv
 import functools
 import math
 import pathlib
 import sys
 import time
 
+import distributed
 import figures
 import jax
 import jax.numpy as jnp
 import mnist
 import pictures
+import resumable
 from command_line import (
     Parser,
     UserError,
     fraction,
     nonnegative_float,
     positive_int,
-    progress,
-    run,
     seed,
     time_left,
 )
+from epochs import run_epochs
 
 import fnn
 
 FIGURES = ["curves.svg", "mistakes.svg"]
+FILES = ["metrics.csv", "params.npz", resumable.CHECKPOINT]
 MOST_MISTAKES = 24  # drawn
 
 
@@ -60,9 +61,13 @@ def parse_options(arguments=None):
     option("--weight-decay", type=nonnegative_float, default=0.0, help="of Adam, decoupled")
     option("--dropout", type=fraction, default=0.3, help="share of the hidden units dropped")
     option("--output", type=pathlib.Path, default="runs/mnist", help="folder for the results")
+    resumable.add_options(parser, checkpoint_every=1)
+    distributed.add_options(parser)
     option("--quiet", action="store_true", help="print the summary line alone")
     options = parser.parse_args(arguments)
-    parser.check_output(options.output, ["metrics.csv", "params.npz", *FIGURES])
+    distributed.check_options(parser, options)
+    if not options.process_id:
+        parser.check_output(options.output, [*FILES, *FIGURES])
     return options
 
 
@@ -101,50 +106,19 @@ def make_programs(options, model, num_steps):
         train_set, validation_set = data
         state, losses = train_epoch(state, *train_set, jax.random.fold_in(epoch_key, epoch))
         validation_loss, accuracy, _ = mnist.evaluate(model, state.params, *validation_set)
-        return state, (jnp.mean(losses), validation_loss, accuracy)
+        return state, (jnp.mean(losses), validation_loss, accuracy), losses
 
     return start, run_epoch
-
-
-def run_epochs(options, run_epoch, state):
-    """Run the epochs; each has a row of metrics in the table returned and in metrics.csv.
-
-    Returns the last state that is good, the table, what is wrong, if anything, and the exit status.
-    """
-    table = []
-    with (
-        open(options.output / "metrics.csv", "w", newline="") as file,
-        progress(options.epochs, options.quiet) as report,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "train_loss", "validation_loss", "validation_accuracy"])
-        start_time = time.monotonic()
-        try:
-            for epoch in range(1, options.epochs + 1):
-                new_state, metrics = run_epoch(state, epoch)
-                table.append([*map(float, jax.device_get(metrics))])
-                writer.writerow([epoch, *(f"{value:.6g}" for value in table[-1])])
-                if not math.isfinite(sum(table[-1])):
-                    problem = f"the loss is not finite in epoch {epoch}: lower --learning-rate"
-                    return state, table, problem, 1
-                state = new_state
-                report(
-                    epoch,
-                    f"epoch {epoch}/{options.epochs}  "
-                    "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*table[-1])
-                    + time_left(start_time, epoch, options.epochs),
-                )
-        except KeyboardInterrupt:
-            return state, table, f"interrupted in epoch {epoch}", 130
-    return state, table, None, 0
 
 
 def train(options):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
+    mesh = distributed.make_mesh(options, batch_size=options.batch_size)
     all_images, test_set, num_classes = mnist.read(options.data)
-    data = mnist.hold_out(split_key, *all_images)
+    options.data_checksum = mnist.checksum(all_images)
+    data = mnist.hold_out(split_key, *all_images, multiple=mesh.size if mesh else 1)
     del all_images
     sizes = [len(labels) for _, labels in (*data, test_set)]
     if options.batch_size > sizes[0]:
@@ -156,11 +130,33 @@ def train(options):
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
     start, run_epoch = make_programs(options, model, num_steps)
-    state = start(init_key)
+    state, table = distributed.from_first(options, *resumable.restore(options, start(init_key)))
+    num_done = len(table)
     if not options.quiet:
         print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
-    run_epoch = functools.partial(run_epoch, data, epoch_key)
-    state, table, problem, status = run_epochs(options, run_epoch, state)
+    parts = [distributed.place_examples(mesh, part) for part in data]
+    loop_start = time.monotonic()
+
+    def format_progress(epoch, metrics):
+        rest = time_left(loop_start, epoch - num_done, options.epochs - num_done)
+        return "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics) + rest
+
+    def find_nonfinite(state):
+        images, labels = (part[: options.batch_size] for part in data[0])
+        return fnn.find_nonfinite(model, fnn.CrossEntropyLoss(), state.params, images, labels)
+
+    state, problem, status = run_epochs(
+        options,
+        functools.partial(run_epoch, parts, distributed.place(mesh, epoch_key)),
+        distributed.place(mesh, state),
+        table,
+        columns=["train_loss", "validation_loss", "validation_accuracy"],
+        format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
+        format_progress=format_progress,
+        remedy="lower --learning-rate",
+        find_nonfinite=find_nonfinite,
+    )
+    state = jax.device_get(state)
     fnn.save(options.output / "params.npz", state.params)
     if table:
         test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
@@ -204,8 +200,7 @@ def draw(options, table, num_tests, num_mistakes, mistakes):
 
 
 def main(arguments=None):
-    options = parse_options(arguments)
-    return run(train, options, options.output)
+    return distributed.run(train, parse_options(arguments))
 
 
 if __name__ == "__main__":
