@@ -16,6 +16,7 @@ import pathlib
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from jax.experimental import multihost_utils
 
 import fnn
 
-SECONDS_TO_LEAVE = 5
+SECONDS_TO_LEAVE = 3
 
 
 def add_options(parser: Parser) -> None:
@@ -146,10 +147,15 @@ def _silence():
 
 
 def _leave(status):
-    """status, if it is one that all the processes have; else the others are not waited for."""
+    """status, if it is 0; else the process ends here, whether or not the others do.
+
+    The first one, with which JAX would abort the others, gives them the time to tell why they end.
+    """
     if status and jax.distributed.is_initialized():
         sys.stderr.flush()
-        if status != 1:
+        if status == 1 and jax.process_index() == 0:
+            time.sleep(SECONDS_TO_LEAVE)
+        elif status != 1:
             threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,)).start()
             with contextlib.suppress(RuntimeError):
                 jax.distributed.shutdown()
@@ -179,11 +185,12 @@ def deadline(seconds: float, problem: str) -> Iterator[None]:
 
 
 def epoch_deadline(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
-    """The deadline of an epoch, where there are other processes to wait for."""
+    """The deadline of an epoch and of what is between two, where there are other processes."""
     if jax.process_count() == 1:
         return contextlib.nullcontext()
     problem = "another process is gone or slow: the epoch did not end"
-    return deadline(options.epoch_timeout, problem)
+    grace = SECONDS_TO_LEAVE if jax.process_index() == 0 else 0  # as in _leave
+    return deadline(options.epoch_timeout + grace, problem)
 
 
 def make_mesh(options: argparse.Namespace, **divided: int) -> jax.sharding.Mesh | None:
@@ -222,20 +229,22 @@ def place_examples(mesh: jax.sharding.Mesh | None, arrays: Any) -> Any:
     )
 
 
-def from_first(tree: Any, note: Any) -> tuple[Any, Any]:
+def from_first(options: argparse.Namespace, tree: Any, note: Any) -> tuple[Any, Any]:
     """The first process's tree of arrays and its note, of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
     send = multihost_utils.broadcast_one_to_all
     text = json.dumps(note).encode()
-    length = int(send(jnp.int32(len(text))))
-    buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
-    return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
+    with epoch_deadline(options):
+        length = int(send(jnp.int32(len(text))))
+        buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
+        return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
 
 
-def largest(number: int | None) -> int | None:
+def largest(options: argparse.Namespace, number: int | None) -> int | None:
     """The largest of the processes' numbers, the same in every process; None is the least."""
     if jax.process_count() == 1:
         return number
     numbers = jnp.full(jax.local_device_count(), number or 0)
-    return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None
+    with epoch_deadline(options):
+        return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None

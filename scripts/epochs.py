@@ -56,10 +56,10 @@ def run_epochs(
                 return state, problem, 1
             state = new_state
             report(epoch, f"epoch {epoch}/{options.epochs}  {format_progress(epoch, table[-1])}")
-            number, is_last = distributed.largest(interruption()), epoch == options.epochs
+            number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
                 resumable.store(options, jax.device_get(state), table)
-                number = distributed.largest(interruption())
+                number = distributed.largest(options, interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
                 return state, problem, 128 + number

@@ -118,7 +118,7 @@ def train(options):
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not resumable.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    state, table = distributed.from_first(*resumable.restore(options, state))
+    state, table = distributed.from_first(options, *resumable.restore(options, state))
     state = distributed.place(mesh, state)
     parts = [distributed.place_examples(mesh, part) for part in data]
     epoch_key = distributed.place(mesh, epoch_key)

@@ -130,7 +130,7 @@ def train(options):
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
     start, run_epoch = make_programs(options, model, num_steps)
-    state, table = distributed.from_first(*resumable.restore(options, start(init_key)))
+    state, table = distributed.from_first(options, *resumable.restore(options, start(init_key)))
     num_done = len(table)
     if not options.quiet:
         print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
