@@ -76,7 +76,7 @@ def test_the_rate_may_be_traced():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), "0.5", None, True, jnp.ones(2)])
 def test_a_rate_that_is_no_probability_is_refused(rate):
-    with pytest.raises(ValueError, match="Dropout: expected rate to be a .*number"):
+    with pytest.raises(ValueError, match=r"Dropout: expected rate to be a .*number"):
         fnn.Dropout(rate)
 
 

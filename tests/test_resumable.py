@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import epochs
 import jax
 import jax.numpy as jnp
 import pytest
@@ -277,27 +278,38 @@ def test_a_file_that_is_no_checkpoint_is_refused(write, message, start, tmp_path
 
 
 def run_epochs(folder, *arguments, bad_epoch=0):
-    """train_disk.run_epochs with epochs that compute nothing, one of them with a bad parameter."""
+    """The loop over epochs that compute nothing, one of them with a bad parameter."""
     options = train_disk.parse_options([*SMALL, "--output", str(folder), *arguments])
     good, bad = {"W": jnp.ones(2)}, {"W": jnp.array([1, jnp.inf])}
 
     def run_epoch(state, epoch):
         return (bad if epoch == bad_epoch else good), [jnp.ones(())] * 4, jnp.ones(3)
 
-    return train_disk.run_epochs(options, run_epoch, good, [])
+    return epochs.run_epochs(
+        options,
+        run_epoch,
+        good,
+        [],
+        columns=["a", "b", "c", "d"],
+        format_row=lambda *metrics: list(map(str, metrics)),
+        format_progress=lambda epoch, metrics: "",
+        remedy="lower --learning-rate",
+        find_nonfinite=lambda state: ("0 Linear(2, 25)", "parameters"),
+    )
 
 
 def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypatch):
-    epochs = []
-    monkeypatch.setattr(resumable, "store", lambda options, state, table: epochs.append(len(table)))
+    stored = []
+    monkeypatch.setattr(resumable, "store", lambda options, state, table: stored.append(len(table)))
     run_epochs(tmp_path, "--checkpoint-every", "15")
-    assert epochs == [15, 30, NUM_EPOCHS]
+    assert stored == [15, 30, NUM_EPOCHS]
 
 
 def test_a_parameter_that_is_not_finite_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path):
     """Also where the loss is finite: a sigmoid hides an infinite parameter."""
     state, problem, status = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
-    assert problem.startswith("the parameters are not finite in epoch 6: lower --learning-rate")
+    place = "first met: layer 0 Linear(2, 25), parameters"
+    assert problem == f"the parameters are not finite in epoch 6 ({place}): lower --learning-rate"
     assert status == 1
     assert state["W"].tolist() == [1, 1]
     assert num_stored(tmp_path) == 4

@@ -178,10 +178,12 @@ def test_help_gives_every_option_and_its_default():
     for option in (
         "--seed", "--epochs", "--batch-size", "--learning-rate", "--schedule", "--momentum",
         "--weight-decay", "--hidden", "--activation", "--reduction", "--train-size",
-        "--test-size", "--output", "--checkpoint-every", "--resume", "--quiet",
+        "--test-size", "--output", "--checkpoint-every", "--resume", "--data-parallel",
+        "--coordinator", "--num-processes", "--process-id", "--start-timeout", "--epoch-timeout",
+        "--quiet",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 16
+    assert " ".join(text.split()).count("(default: ") == 22
 
 
 def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
@@ -195,7 +197,8 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     result = run("--learning-rate", 1e30, "--output", tmp_path)
     assert result.returncode == 1
-    assert "the loss is not finite in epoch 1: lower --learning-rate" in result.stderr
+    place = "first met: layer 0 Linear(2, 25), parameters"
+    assert f"the loss is not finite in epoch 1 ({place}): lower --learning-rate" in result.stderr
     assert result.stderr.count("\n") == 1
     assert len(rows(tmp_path)) == 1
     assert (tmp_path / "params.npz").exists()

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import mnist
 import pictures
 import pytest
+import resumable
 import train_mnist
 
 import fnn
@@ -393,21 +394,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     assert train(data, tmp_path, "--learning-rate", "1e30") == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "the loss is not finite in epoch 1: lower --learning-rate; " in err
+    place = "first met: layer 2 Linear(120, 512), parameters"
+    assert f"the loss is not finite in epoch 1 ({place}): lower --learning-rate; " in err
     assert err.count("\n") == 1
     assert len(rows(tmp_path)) == 1
     assert (tmp_path / "params.npz").exists()
 
 
-def test_an_interrupt_writes_what_there_is(data, tmp_path, capsys, monkeypatch):
-    def interrupted(*arguments):
+def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path, monkeypatch):
+    whole, broken, store = tmp_path / "whole", tmp_path / "broken", resumable.store
+
+    def store_and_break_off(*arguments):
+        store(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fnn, "make_train_epoch", lambda *arguments: interrupted)
-    assert train(data, tmp_path) == 130
-    assert "interrupted in epoch 1" in capsys.readouterr().err
-    assert rows(tmp_path) == []
-    assert (tmp_path / "params.npz").exists()
+    assert train(data, whole, "--epochs", "3") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(resumable, "store", store_and_break_off)
+        assert train(data, broken, "--epochs", "3") == 130
+    assert not (broken / "params.npz").exists()
+    assert train(data, broken, "--epochs", "3", "--resume") == 0
+    for name in ("metrics.csv", "params.npz"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_checkpoint_of_other_images_is_refused(data, tmp_path, capsys):
+    output, other = tmp_path / "output", tmp_path / "other"
+    assert train(data, output, "--epochs", "1") == 0
+    other.mkdir()
+    write(other, *draw_set(5, 240, 12, 10), *draw_set(6, 60, 12, 10))
+    assert train(other, output, "--epochs", "1", "--resume") == 2
+    assert "is from a run with --data-checksum" in capsys.readouterr().err
 
 
 def test_help_gives_every_option_and_its_default(capsys):
@@ -416,7 +433,9 @@ def test_help_gives_every_option_and_its_default(capsys):
     text = capsys.readouterr().out
     for option in (
         "--data", "--model", "--seed", "--epochs", "--batch-size", "--learning-rate",
-        "--weight-decay", "--dropout", "--output", "--quiet",
+        "--weight-decay", "--dropout", "--output", "--checkpoint-every", "--resume",
+        "--data-parallel", "--coordinator", "--num-processes", "--process-id", "--start-timeout",
+        "--epoch-timeout", "--quiet",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 9
+    assert " ".join(text.split()).count("(default: ") == 17
