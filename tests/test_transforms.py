@@ -8,10 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-import worth
 from cases import cast, draw
 from jax.flatten_util import ravel_pytree
-from test_costs import cost, num_bytes
+from test_costs import num_bytes
 
 import fnn
 
@@ -169,35 +168,6 @@ def test_remat_keeps_x_alone():
     assert [leaf is x for leaf in jax.tree.leaves(residuals)] == [True]
 
 
-def step_cost(model, x):
-    """FLOPs and temporary bytes of both passes, with a key."""
-    params = jax.eval_shape(model.init, key)
-    return cost(functools.partial(passes, model), params, x, x, key)
-
-
-def test_remat_computes_again_what_it_does_not_keep_without_a_scan_too():
-    """Products, and masks drawn from the key; neither is merged with the first pass's."""
-    wide = fnn.Sequential(
-        fnn.Linear(32, 32), fnn.Tanh(), fnn.Linear(32, 32), fnn.Tanh(), fnn.Dropout(0.5)
-    )
-    x = jax.ShapeDtypeStruct((512, 32), jnp.float32)
-    flops, temporary = step_cost(fnn.Sequential(*[wide] * 5), x)
-    more_flops, less = step_cost(fnn.Sequential(*[fnn.remat(wide)] * 5), x)
-    assert more_flops > 1.25 * flops  # eight products of a block for six
-    assert less < 0.7 * temporary
-
-
-def temporary_bytes(comparison):
-    by_fnn, other, make_arguments = comparison
-    args = jax.eval_shape(make_arguments)
-    return cost(by_fnn, *args)[1], cost(other, *args)[1]
-
-
-def test_repeated_remat_needs_a_third_of_autodiffs_memory():
-    temporary, by_jax = temporary_bytes(worth.scanned_blocks())
-    assert 3 * temporary <= by_jax
-
-
 # repeat
 
 
@@ -227,11 +197,6 @@ def test_repeats_residuals_are_the_copies_each_array_once():
     kept = num_bytes(layer.forward(layer.init(key), x)[1])
     repeated = fnn.repeat(layer, 5)
     assert num_bytes(repeated.forward(repeated.init(key), x)[1]) == 5 * kept
-
-
-def test_repeats_program_does_not_grow_with_n():
-    lengths = [len(worth.deep_step(depth).as_text().splitlines()) for depth in (4, 64)]
-    assert lengths[0] == lengths[1]
 
 
 # with_compute_dtype
@@ -283,16 +248,6 @@ def test_frozen_layers_get_no_gradient_and_pass_on_dx(wrap):
     chex.assert_trees_all_equal(frozen, (y, jax.tree.map(jnp.zeros_like, grads), dx))
     inside = passes(wrap(fnn.freeze(fnn.Linear(3, 3))), params, x, dy)
     chex.assert_trees_all_equal(inside, frozen)
-
-
-@pytest.mark.parametrize("wrap", [as_it_is, lambda layer: fnn.repeat(layer, 1)])
-def test_nothing_is_computed_for_a_frozen_layers_grads(wrap):
-    linear, x = fnn.Linear(64, 64), jax.ShapeDtypeStruct((32, 64), jnp.float32)
-    product = 2 * 32 * 64 * 64
-    before = fnn.Sequential(linear, fnn.Tanh())
-    flops, _ = step_cost(fnn.Sequential(before, wrap(linear)), x)
-    fewer, _ = step_cost(fnn.Sequential(before, wrap(fnn.freeze(linear))), x)
-    assert fewer <= flops - product
 
 
 def with_backward(dx):
@@ -360,21 +315,6 @@ def test_per_example_examples_draw_from_keys_of_their_own():
     assert len({tuple(row) for row in y.tolist()}) == 8
     first, _ = fnn.Dropout(0.5).forward((), jnp.ones(16), jax.random.fold_in(key, 0))
     assert jnp.all(y[0] == first)
-
-
-def test_a_networks_squared_norms_are_vmapped_jax_grads_for_no_more_memory():
-    in_closed_form, by_jax, make_arguments = worth.squared_norms_of_two_layers()
-    args = make_arguments()
-    actual, expected = jax.jit(in_closed_form)(*args), jax.jit(by_jax)(*args)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-5)
-    (flops, temporary), (most_flops, most) = cost(in_closed_form, *args), cost(by_jax, *args)
-    assert temporary <= most
-    assert flops < 0.6 * most_flops
-
-
-def test_accumulated_gradients_need_a_quarter_of_the_whole_batchs_memory():
-    temporary, of_whole_batch = temporary_bytes(worth.eight_microbatches())
-    assert 4 * temporary <= of_whole_batch
 
 
 # as_jax_function

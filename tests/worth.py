@@ -1,4 +1,4 @@
-"""What the transforms are worth beside autodiff; tests/test_transforms.py holds them to the memory.
+"""What the transforms are worth beside autodiff; tests/test_worth.py holds them to the memory.
 
 Every comparison is two functions, fnn's and the other, and one that makes their arguments. As a
 program this prints the times too:
