@@ -1,5 +1,7 @@
 """The tables of layers and losses that every property in test_layers and test_losses runs over."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -88,16 +90,32 @@ class LossCase(NamedTuple):
     target: Callable[..., jax.Array]  # from a seed, the prediction's shape and dtype
 
 
+MOST_DRAWN = 2**17  # elements of an array
+
+
+@functools.cache
+def _normals(seed):
+    with jax.enable_x64(False):
+        return jax.device_get(jax.random.normal(jax.random.key(seed), MOST_DRAWN))
+
+
 def draw(seed, shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+    """Normal random numbers; of any shape without a program compiled for it."""
+    return jnp.asarray(_normals(seed)[: math.prod(shape)].reshape(shape).astype(dtype))
 
 
 def draw_probabilities(seed, shape, dtype=jnp.float32):
     return jax.nn.softmax(draw(seed, shape)).astype(dtype)
 
 
+def draw_integers(seed, shape, below):
+    return jnp.asarray(
+        (abs(_normals(seed)[: math.prod(shape)].reshape(shape)) * 1e3 % below).astype(jnp.int32)
+    )
+
+
 def draw_labels(seed, shape, dtype=None):
-    return jax.random.randint(jax.random.key(seed), shape[:-1], 0, shape[-1])
+    return draw_integers(seed, shape[:-1], shape[-1])
 
 
 LOSSES = {
@@ -120,17 +138,27 @@ def is_floating(leaf):
 
 def cast(tree, dtype):
     """The tree with its floating leaves in `dtype`."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, tree)
+
+    def convert(leaf):
+        return jnp.asarray(jax.device_get(leaf).astype(dtype)) if is_floating(leaf) else leaf
+
+    return jax.tree.map(convert, tree)
+
+
+@functools.cache
+def _init(case):
+    """A layer of the table, and parameters that are not at their initial values."""
+    with jax.enable_x64(False):
+        layer = case.make()
+        params = jax.jit(layer.init)(jax.random.key(0))
+        return layer, jax.tree.map(lambda leaf: leaf + 0.1 * draw(leaf.size, leaf.shape), params)
 
 
 def layer_inputs(case, leading=(5,), dtype=jnp.float32):
-    """A layer of the table with parameters that are not at their initial values, x and dy."""
-    layer = case.make()
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * draw(leaf.size, leaf.shape), layer.init(jax.random.key(0))
-    )
+    """A layer of the table with its parameters, x and dy."""
+    layer, params = _init(case)
     if case.num_indices:
-        x = jax.random.randint(jax.random.key(1), leading + case.x, 0, case.num_indices)
+        x = draw_integers(1, leading + case.x, case.num_indices)
     else:
         x = draw(1, leading + case.x, dtype)
     return layer, cast(params, dtype), x, draw(2, leading + case.y, dtype)
