@@ -41,9 +41,10 @@ def derivative(layer, x):
     ],
 )
 def test_values_at_minus_2_0_and_2(name, values, derivatives):
-    layer, x = ACTIVATIONS[name], jnp.array([-2.0, 0.0, 2.0])
-    assert jnp.allclose(layer.forward((), x)[0], jnp.array(values, float), rtol=1e-6)
-    assert jnp.allclose(derivative(layer, x), jnp.array(derivatives, float), rtol=1e-5)
+    with jax.enable_x64(True):
+        layer, x = ACTIVATIONS[name], jnp.array([-2.0, 0.0, 2.0])
+        assert jnp.allclose(layer.forward((), x)[0], jnp.array(values, float), rtol=1e-8)
+        assert jnp.allclose(derivative(layer, x), jnp.array(derivatives, float), rtol=1e-7)
 
 
 @every_activation
