@@ -157,7 +157,7 @@ def shape_token(array: jax.Array) -> jax.Array:
 
     It has one axis more, the first, of length 0.
     """
-    return jnp.zeros((0, *array.shape), array.dtype)
+    return jax.lax.slice_in_dim(jax.lax.expand_dims(array, [0]), 0, 0)
 
 
 def accumulation_dtype(dtype: Any) -> Any:

@@ -49,8 +49,9 @@ def accumulate_gradients(
     """f(params, x, target, key=None) -> (loss value, grads), computed part by part.
 
     The value and grads of loss_and_grads_fn for the whole batch, up to rounding, with the memory
-    of one part: a scan over num_microbatches parts of the batch in the given order adds up
-    theirs, 16-bit ones in float32. Part i draws from fold_in(key, i).
+    of one part: a scan over num_microbatches parts adds up theirs, 16-bit ones in float32. Part i
+    has the examples i, i + num_microbatches, ..., so that a batch over many devices is divided
+    where it is, and draws from fold_in(key, i).
 
     Shapes: x (batch, ...), target (batch, ...).
 
@@ -75,21 +76,21 @@ def accumulate_gradients(
                 f"accumulate_gradients: expected a number of examples that {count} divides, "
                 f"got {num_examples}"
             )
-        parts = jax.tree.map(
-            lambda a: jnp.reshape(a, (count, num_examples // count, *a.shape[1:])),
-            (jnp.asarray(x), jnp.asarray(target)),
-        )
+        parts = [
+            jnp.reshape(a, (num_examples // count, count, *jnp.shape(a)[1:])) for a in (x, target)
+        ]
 
-        def evaluate_part(index, part):
+        def evaluate_part(index):
             part_key = None if key is None else jax.random.fold_in(key, index)
+            part = [jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in parts]
             return loss_and_grads_fn(params, *part, part_key)
 
-        def add_part(total, part):
-            return jax.tree.map(lambda a, b: a + widen(b), total, evaluate_part(*part)), None
+        def add_part(total, index):
+            return jax.tree.map(lambda a, b: a + widen(b), total, evaluate_part(index)), None
 
-        like = jax.eval_shape(evaluate_part, 0, jax.tree.map(lambda a: a[0], parts))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, accumulation_dtype(a.dtype)), like)
-        total, _ = jax.lax.scan(add_part, zeros, (jnp.arange(count), parts))
+        like = jax.eval_shape(evaluate_part, 0)
+        zeros = jax.tree.map(lambda a: jnp.zeros_like(a, accumulation_dtype(a.dtype)), like)
+        total, _ = jax.lax.scan(add_part, zeros, jnp.arange(count))
         divisor = count if reduction == "mean" else 1
         return jax.tree.map(lambda a, b: (a / divisor).astype(b.dtype), total, like)
 

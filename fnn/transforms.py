@@ -217,10 +217,13 @@ def per_example(layer: Layer) -> Layer:
         x = jnp.asarray(x)
         if x.ndim == 0:
             raise ValueError("per_example: expected x of shape (batch, ...), got ()")
-        if key is not None:
-            key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x)))
-        y, residuals = jax.vmap(layer.forward, (None, 0, 0))(params, x, key)
+        y, residuals = jax.vmap(forward_one, (None, 0, None), axis_name="example")(params, x, key)
         return y, (residuals, shape_token(y))
+
+    def forward_one(params, x, key):
+        if key is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index("example"))
+        return layer.forward(params, x, key)
 
     def backward(params, residuals, dy):
         residuals, token = residuals
@@ -296,6 +299,6 @@ def _computed_again(function, *args):
     like = jax.eval_shape(function, *args)
 
     def never(*args):
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        return jax.tree.map(jnp.zeros_like, like)
 
     return jax.lax.cond(always, function, never, *args)

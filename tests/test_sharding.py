@@ -84,6 +84,32 @@ def test_gradients_over_a_mesh_are_those_of_one_device(name, axis_type):
     assert_close(actual, passes(params, array, dy), 1e-6)
 
 
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_transforms_run_over_a_mesh(axis_type):
+    block = fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh(), fnn.Dropout(0.5))
+    frozen = fnn.Sequential(fnn.clip_gradient(block, 0.1), fnn.freeze(block))
+    transformed = [fnn.repeat(fnn.remat(block), 3), fnn.per_example(block), frozen]
+    evaluate = {layer: fnn.loss_and_grads(layer, mse) for layer in transformed}
+    evaluate[block] = fnn.accumulate_gradients(fnn.loss_and_grads(block, mse), 2)
+
+    @jax.jit
+    def run(params, x, target, key):
+        return [f(p, x, target, key) for f, p in zip(evaluate.values(), params, strict=True)]
+
+    params = [jax.jit(layer.init)(jax.random.key(0)) for layer in evaluate]
+    batch, key = (draw(1, (16, 3)), draw(2, (16, 3))), jax.random.key(1)
+    mesh = make_mesh(4, axis_type)
+    actual = run(*place(mesh, params, *batch), fnn.replicate(mesh, key))
+    assert_close(actual, run(params, *batch, key), 1e-6)
+
+
+def test_parts_of_a_batch_are_taken_where_they_are():
+    run = jax.jit(fnn.accumulate_gradients(fnn.loss_and_grads(model, mse), 4))
+    args = place(make_mesh(4), start.params, x[:64], target[:64])
+    collectives = re.findall(COLLECTIVES, run.lower(*args).compile().as_text())
+    assert set(collectives) == {"all-reduce"}
+
+
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_takes_a_batch_over_explicit_axes(name, reduction):
