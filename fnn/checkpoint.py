@@ -67,8 +67,8 @@ def load(path: str | os.PathLike, like: Any) -> Any:
 
     Leaves of `like` are such as save takes, or jax.ShapeDtypeStruct. Python's numbers come back
     as Python's numbers; all else as arrays on the default device, in 64 bits where `like` has
-    them, whatever jax_enable_x64 says. Nothing is unpickled, and no more memory is allocated than
-    for what the file contains.
+    them, whatever jax_enable_x64 says. Nothing is unpickled, and memory is allocated for what the
+    file contains alone, whatever it says of itself.
 
     Raises:
         ValueError: the file is not one of save's, is cut off or corrupt, or its tree differs from
@@ -238,5 +238,6 @@ def _replacement(path):
         with contextlib.suppress(OSError):
             os.remove(unfinished)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = path, None
+            error.filename = path
+            del error.filename2
         raise

@@ -59,9 +59,18 @@ def find_nonfinite(
     Places and directions are those of observe, in the order in which a training step meets them;
     before and between the layers they are ("x", "forward"), ("target", "forward"),
     ("loss", "forward") for its value and ("loss", "backward") for the derivative by the
-    prediction. Arguments as for loss_and_grads(model, loss). It runs the passes by itself, not
-    under jit.
+    prediction. Arguments as for loss_and_grads(model, loss). The passes are not compiled.
+
+    Layers inside a Sequential are told apart, those inside any other combinator or transform are
+    one place: to look into it, put observe inside, as in with_compute_dtype(observe(model, print),
+    jnp.float16).
+
+    Raises:
+        ValueError: it is called under jit, vmap or another transformation of JAX.
     """
+    arrays = jax.tree.leaves((params, x, target, key))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in arrays):
+        raise ValueError("find_nonfinite: expected arrays with values, got ones that are traced")
     found = []
 
     def callback(place, direction, statistics):
@@ -70,15 +79,16 @@ def find_nonfinite(
 
     report = functools.partial(_report, callback)
     observed = observe(model, callback)
-    report("x", "forward", x)
-    report("target", "forward", target)
-    prediction, residuals = observed.forward(params, x, key)
-    value, loss_residuals = loss.forward(prediction, target)
-    report("loss", "forward", value)
-    d_prediction = loss.backward(loss_residuals)
-    report("loss", "backward", d_prediction)
-    observed.backward(params, residuals, d_prediction)
-    jax.effects_barrier()
+    with jax.debug_nans(False), jax.debug_infs(False):
+        report("x", "forward", x)
+        report("target", "forward", target)
+        prediction, residuals = observed.forward(params, x, key)
+        value, loss_residuals = loss.forward(prediction, target)
+        report("loss", "forward", value)
+        d_prediction = loss.backward(loss_residuals)
+        report("loss", "backward", d_prediction)
+        observed.backward(params, residuals, d_prediction)
+        jax.effects_barrier()
     return found[0] if found else None
 
 

@@ -1,5 +1,6 @@
 """What a model is made of: its layers, their shapes, parameters and residuals, as text."""
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable
@@ -75,15 +76,23 @@ def map_layers(change: Callable[[str, str, Layer], Layer], layer: Layer, place: 
 
 
 def _kind(function):
-    """The name of the layer that a forward or backward is of, and a Sequential's layers or None."""
-    function = inspect.unwrap(function)
-    maker = getattr(function, "__qualname__", type(function).__name__)
+    """The name of the layer that a forward or backward is of, and a Sequential's layers or None.
+
+    A function wrapped around a Sequential's is one of its own kind, and keeps its layers to itself.
+    """
+    own, is_wrapped = inspect.unwrap(function), hasattr(function, "__wrapped__")
+    maker = getattr(own, "__qualname__", type(own).__name__)
     maker = (maker.rpartition(".<locals>.")[0] or maker).split(".")[-1]
-    closure = {}
-    if inspect.isfunction(function):
-        closure = inspect.getclosurevars(function).nonlocals
-    if maker == Sequential.__name__ and function.__module__ == Sequential.__module__:
-        layers = closure["layers"]
+    if maker == Sequential.__name__ and own.__module__ == Sequential.__module__ and not is_wrapped:
+        layers = _from_closure(own, "layers")
         return (maker, layers) if layers else ("Identity()", None)
-    name = closure.get("name")
+    name = _from_closure(own, "name")
     return (name if isinstance(name, str) else maker), None
+
+
+def _from_closure(function, name):
+    if inspect.isfunction(function) and name in function.__code__.co_freevars:
+        cell = function.__closure__[function.__code__.co_freevars.index(name)]
+        with contextlib.suppress(ValueError):  # of a cell that is still empty
+            return cell.cell_contents
+    return None

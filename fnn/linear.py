@@ -98,9 +98,11 @@ def linear_squared_norms(
     float32 for 16-bit x.
 
     Raises:
-        ValueError: x or dy have another shape or are not floating.
+        ValueError: params are not Linear's; x or dy have another shape or are not floating.
     """
     name = "linear_squared_norms"
+    if not isinstance(params, dict) or not {"W"} <= params.keys() <= {"W", "b"}:
+        raise ValueError(f"{name}: expected params of a Linear, got {jax.tree.structure(params)}")
     W = check_array(name, "W", params["W"], ("dim_out", "dim_in"))
     x = check_array(name, "residuals", x, (..., W.shape[1]))
     dy = check_array(name, "dy", dy, (*x.shape[:-1], W.shape[0]), x.dtype)

@@ -120,7 +120,11 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
         ValueError: `layer` is not a Layer; dtype is not a floating dtype.
     """
     check_layers("with_compute_dtype", (layer,))
-    if not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        is_floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
         raise ValueError(f"with_compute_dtype: expected a floating dtype, got {dtype!r}")
 
     def convert(tree):
@@ -192,7 +196,8 @@ def clip_gradient(
     check_positive("clip_gradient", "max_norm", max_norm)
 
     def clip(dx):
-        limit = jnp.asarray(max_norm, dx.dtype)
+        finite = jnp.finfo(dx.dtype)
+        limit = jnp.clip(jnp.asarray(max_norm, dx.dtype), finite.tiny, finite.max)
         return dx * (limit / jnp.maximum(norm(dx, axis), limit))
 
     return _with_dx("clip_gradient", layer, clip)

@@ -392,7 +392,9 @@ def test_a_full_device_is_an_error_that_names_the_file_and_the_old_file_stays(tm
 def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as info:
         fnn.save(tmp_path / "none" / "params.npz", OLD)
-    assert info.value.filename == str(tmp_path / "none" / "params.npz")
+    path = str(tmp_path / "none" / "params.npz")
+    assert info.value.filename == path
+    assert str(info.value) == f"[Errno 2] No such file or directory: {path!r}"
 
 
 def test_what_is_not_a_regular_file_is_left_alone(tmp_path):

@@ -1,5 +1,7 @@
 """observe reports what passes through a model, and find_nonfinite what first goes wrong."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -121,4 +123,31 @@ def broken(direction):
 )
 def test_the_first_nonfinite_number_is_found_where_it_arises(changed, expected):
     case = {"model": NETWORK, "loss": mse, "params": PARAMS, "x": x, "target": target}
-    assert fnn.find_nonfinite(**{**case, **changed}) == expected
+    with jax.debug_nans(True):
+        assert fnn.find_nonfinite(**{**case, **changed}) == expected
+
+
+def test_nothing_is_looked_for_in_arrays_without_values():
+    with pytest.raises(ValueError, match="expected arrays with values"):
+        jax.jit(lambda params: fnn.find_nonfinite(NETWORK, mse, params, x, target))(PARAMS)
+
+
+def test_functions_wrapped_around_a_sequentials_are_not_opened():
+    """Of a copy that vmap or a decorator has made, nothing is lost."""
+    inner = fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh())
+
+    @functools.wraps(inner.backward)
+    def backward(params, residuals, dy):
+        grads, dx = inner.backward(params, residuals, dy)
+        return grads, 0 * dx
+
+    mapped = jax.vmap(inner.forward, (None, 0, None)), jax.vmap(inner.backward, (None, 0, 0))
+    params = inner.init(key)
+    for layer in (inner._replace(backward=backward), fnn.Layer(inner.init, *mapped)):
+        reports, callback = recorder()
+        observed = fnn.observe(layer, callback)
+        y, residuals = observed.forward(params, x, None)
+        actual = observed.backward(params, residuals, y)
+        chex.assert_trees_all_equal(actual, layer.backward(params, residuals, y))
+        jax.effects_barrier()
+        assert ("Sequential", "backward") in {report[:2] for report in reports}

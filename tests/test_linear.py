@@ -160,3 +160,5 @@ def test_squared_norms_refuse_what_has_another_shape():
         ValueError, match=r"linear_squared_norms: expected residuals of shape \(..., 2"
     ):
         fnn.linear_squared_norms(params, jnp.ones((4, 3)), jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match="linear_squared_norms: expected params of a Linear, got"):
+        fnn.linear_squared_norms({"scale": jnp.ones(2)}, jnp.ones((4, 2)), jnp.ones((4, 3)))

@@ -271,6 +271,9 @@ def test_clip_gradient_bounds_every_examples_norm_alone():
     expected = jnp.array([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0], [0.6, 0.8]])
     assert jnp.allclose(clip(dx, 1.0), expected)
     assert jnp.allclose(jax.jit(functools.partial(clip, dx))(2.0)[0], 2 * expected[0])
+    no_bound = jax.jit(functools.partial(clip, dx[:3]))
+    chex.assert_trees_all_equal(no_bound(jnp.inf), dx[:3])
+    assert not jnp.any(jnp.isnan(no_bound(0.0)))
     low = clip(jnp.full((2, 4096), 8.0, jnp.bfloat16), 1.0)
     assert jnp.allclose(low, 1 / 64)
 
@@ -347,6 +350,8 @@ def test_as_jax_function_is_differentiated_by_the_layers_backward():
         (lambda: fnn.repeat(fnn.Tanh(), 0), "repeat: expected n to be an integer >= 1, got 0"),
         (lambda: fnn.with_compute_dtype(None, jnp.float32), "with_compute_dtype: expected a Layer"),
         (lambda: fnn.with_compute_dtype(fnn.Tanh(), int), "expected a floating dtype, got <class"),
+        (lambda: fnn.with_compute_dtype(fnn.Tanh(), None), "expected a floating dtype, got None"),
+        (lambda: fnn.with_compute_dtype(fnn.Tanh(), "f17"), "expected a floating dtype, got .f17"),
         (lambda: fnn.freeze([fnn.Tanh()]), "freeze: expected a Layer"),
         (lambda: fnn.scale_gradient(None, 1), "scale_gradient: expected a Layer"),
         (
