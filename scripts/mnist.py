@@ -46,8 +46,8 @@ def read(folder: pathlib.Path):
 def read_examples(path: pathlib.Path, numbers: jax.Array, labels: jax.Array):
     """The images of these numbers (n,) in the file, their labels (n,), and a checksum of each.
 
-    A checksum depends on the pixels, the label and the number, so that the sum of all the
-    examples' tells other data apart, whatever is read of them where.
+    A checksum is of the pixels, the label and the number: the sum over all examples tells other
+    data apart, and does not depend on which process reads which.
 
     Raises:
         UserError: the file is corrupt.

@@ -187,7 +187,7 @@ sys.exit(train_mnist.main())
 def test_each_of_two_processes_reads_half_of_the_images_and_one_can_go_on(tmp_path):
     images = test_train_mnist.draw_set(0, 120), test_train_mnist.draw_set(1, 10)
     data = test_train_mnist.write(tmp_path, *images[0], *images[1])
-    options = ["--data", str(data), *"--epochs 1 --batch-size 110 --dropout 0 --quiet".split()]
+    options = ["--data", str(data), "--epochs", "1", "--batch-size", "110", "--quiet"]
     address = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2]
     output = tmp_path / "first"
     processes = [

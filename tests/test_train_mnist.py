@@ -433,7 +433,10 @@ def test_examples_read_in_parts_are_the_same_and_have_the_same_checksum(data):
     [
         rewrite(TRAIN_IMAGES, lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         rewrite(TRAIN_LABELS, lambda content: content[:-1] + bytes([(content[-1] + 1) % 3])),
-        rewrite(TRAIN_IMAGES, lambda content: content[:16] + content[136:] + content[16:136]),
+        lambda folder: (
+            rewrite(TRAIN_IMAGES, lambda file: file[:16] + file[136:] + file[16:136])(folder),
+            rewrite(TRAIN_LABELS, lambda file: file[:8] + file[9:] + file[8:9])(folder),
+        ),
     ],
     ids=["pixel", "label", "order"],
 )
