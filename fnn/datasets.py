@@ -1,12 +1,14 @@
 """Data: the disk task, and files in the IDX format."""
 
 import array
+import contextlib
 import gzip
 import math
 import os
 import struct
 import sys
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,7 +47,7 @@ def sample_disk(
     return points, (squared_distance < jnp.square(radius)).astype(jnp.int32)
 
 
-def load_idx(path: str | os.PathLike) -> jax.Array:
+def load_idx(path: str | os.PathLike, *, examples: Sequence[int] | None = None) -> jax.Array:
     """The array in an IDX file, the format of MNIST, plain or compressed by gzip.
 
     Such a file has two bytes 0, a byte for the elements' type, a byte for the number of axes, the
@@ -55,37 +57,89 @@ def load_idx(path: str | os.PathLike) -> jax.Array:
 
     Whatever the header says, memory is allocated only for what the file contains.
 
+    Args:
+        examples: the numbers of those wanted along the first axis, which are returned in this
+            order; all by default. The others are not read, or, of a compressed file, not kept;
+            more or less in the file than its header says is found all the same.
+
     Raises:
         OSError: the file cannot be opened or read.
-        ValueError: it is no such file, is corrupt, or has more or less in it than its header
+        ValueError: it is no such file, is corrupt, has more or less in it than its header says,
+            or not all of the examples; the message names the file.
+    """
+    with _open_idx(path) as (file, typecode, shape):
+        return _read_idx(file, typecode, shape, examples)
+
+
+def idx_shape(path: str | os.PathLike) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the array in an IDX file, of which only the header is read.
+
+    Raises:
+        OSError: the file cannot be opened or read.
+        ValueError: it is no such file, or not compressed and longer or shorter than its header
             says; the message names the file.
     """
+    with _open_idx(path) as (_, typecode, shape):
+        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(typecode))
+
+
+@contextlib.contextmanager
+def _open_idx(path):
+    """Gives the file, the elements' type and the shape; names the file in errors."""
     try:
         with open(path, "rb") as file:
             is_compressed = file.read(2) == b"\x1f\x8b"
-        with (gzip.open if is_compressed else open)(path, "rb") as file:
-            return _read_idx(file)
+        with gzip.open(path) if is_compressed else open(path, "rb", buffering=0) as file:
+            yield file, *_read_header(file, is_compressed)
     except (EOFError, gzip.BadGzipFile, ValueError, zlib.error) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def _read_idx(file):
+def _read_header(file, is_compressed):
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES:
         raise ValueError(f"expected an IDX file, got one that begins with bytes {magic.hex(' ')}")
     lengths = file.read(4 * magic[3])
     if len(lengths) < 4 * magic[3]:
         raise ValueError(f"expected the lengths of {magic[3]} axes, got {len(lengths)} bytes")
-    shape = struct.unpack(f">{magic[3]}I", lengths)
-    elements = array.array(IDX_TYPES[magic[2]])
-    expected = math.prod(shape) * elements.itemsize
-    content = bytearray()
-    while chunk := file.read(min(2**20, expected + 1 - len(content))):
-        content += chunk
-    if len(content) != expected:
-        got = "more" if len(content) > expected else f"{len(content)} bytes"
+    typecode, shape = IDX_TYPES[magic[2]], struct.unpack(f">{magic[3]}I", lengths)
+    if not is_compressed:
+        _check_length(os.fstat(file.fileno()).st_size - file.tell(), typecode, shape)
+    return typecode, shape
+
+
+def _check_length(length, typecode, shape):
+    expected = math.prod(shape) * array.array(typecode).itemsize
+    if length != expected:
+        got = "more" if length > expected else f"{length} bytes"
         raise ValueError(f"expected {expected} bytes for shape {shape}, got {got}")
-    elements.frombytes(content)
+
+
+def _read_idx(file, typecode, shape, examples):
+    elements = array.array(typecode)
+    start, end = file.tell(), math.prod(shape) * elements.itemsize
+    parts, shape_read = [(0, end)], shape
+    if examples is not None:
+        if outside := [number for number in examples if not 0 <= number < (*shape, 0)[0]]:
+            raise ValueError(f"expected numbers of examples for shape {shape}, got {outside[0]}")
+        size = math.prod(shape[1:]) * elements.itemsize
+        parts = [(number * size, (number + 1) * size) for number in examples]
+        shape_read = len(parts), *shape[1:]
+    content = {}
+    for part in sorted({*parts}):
+        file.seek(min(start + part[0], sys.maxsize))
+        content[part] = _read(file, part[1] - part[0])
+    length = file.seek(min(start + end, sys.maxsize)) - start + len(file.read(1))
+    _check_length(length, typecode, shape)
+    for part in parts:
+        elements.frombytes(content[part])
     if sys.byteorder == "little":
         elements.byteswap()
-    return jnp.asarray(memoryview(elements)).reshape(shape)
+    return jnp.asarray(memoryview(elements)).reshape(shape_read)
+
+
+def _read(file, size):
+    content = bytearray()
+    while chunk := file.read(min(2**20, size - len(content))):
+        content += chunk
+    return content

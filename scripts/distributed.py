@@ -216,17 +216,22 @@ def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else fnn.replicate(mesh, tree)
 
 
-def place_examples(mesh: jax.sharding.Mesh | None, arrays: Any) -> Any:
-    """Arrays (n, ...), of which every process has all, over the mesh, if there is one."""
+def place_examples(
+    mesh: jax.sharding.Mesh | None,
+    arrays: tuple[jax.Array, ...],
+    load: Callable[..., Any] = lambda *arrays: arrays,
+) -> Any:
+    """load(*arrays) over the mesh, if there is one, for arrays (n, ...) that every process has.
+
+    Each process loads its part alone; all of them, if the devices do not divide n.
+    """
     if mesh is None:
-        return arrays
+        return load(*arrays)
     count, index = jax.process_count(), jax.process_index()
-    if any(len(array) % mesh.size for array in jax.tree.leaves(arrays)):
-        return fnn.replicate(mesh, arrays)
-    return fnn.shard_batch(
-        mesh,
-        jax.tree.map(lambda a: a[len(a) // count * index : len(a) // count * (index + 1)], arrays),
-    )
+    if any(len(array) % mesh.size for array in arrays):
+        return fnn.replicate(mesh, load(*arrays))
+    parts = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
+    return fnn.shard_batch(mesh, load(*parts))
 
 
 def from_first(options: argparse.Namespace, tree: Any, note: Any) -> tuple[Any, Any]:

@@ -3,7 +3,6 @@
 import functools
 import pathlib
 import zlib
-from collections.abc import Sequence
 from itertools import pairwise
 
 import jax
@@ -15,20 +14,22 @@ import fnn
 HIDDEN = [512, 256]  # widths of the mlp
 CHANNELS, DENSE = [16, 32], 128  # of the cnn's convolutions, and the width after them
 EVALUATED_AT_ONCE = 500  # images
+AXES = ("images", "height", "width")  # of a file of images
 
 
 def read(folder: pathlib.Path):
     """The training set, the test set and the number of classes of the data in `folder`.
 
-    A set is (images, labels): bytes (n, height, width) and int32 (n,). The number of classes is
-    one more than the largest training label.
+    The test set is (images, labels): bytes (n, height, width) and int32 (n,). The training set is
+    (path, labels), the path for read_examples. The number of classes is one more than the largest
+    training label.
 
     Raises:
         UserError: a file is missing, is no IDX file of bytes, or does not fit the others.
     """
-    _, train_set = _read_set(folder, "train")
-    (images_path, labels_path), test_set = _read_set(folder, "t10k")
-    size, num_classes = train_set[0].shape[1:], int(train_set[1].max()) + 1
+    (train_path, _), (train_images, train_labels) = _read_set(folder, "train", fnn.idx_shape)
+    (images_path, labels_path), test_set = _read_set(folder, "t10k", fnn.load_idx)
+    size, num_classes = train_images.shape[1:], int(train_labels.max()) + 1
     if test_set[0].shape[1:] != size:
         raise UserError(
             f"{images_path}: expected images of shape {size}, as the training images, "
@@ -39,14 +40,33 @@ def read(folder: pathlib.Path):
             f"{labels_path}: expected labels up to {num_classes - 1}, the largest training "
             f"label, got {test_set[1].max()}"
         )
-    return train_set, test_set, num_classes
+    return (train_path, train_labels), test_set, num_classes
 
 
-def _read_set(folder, prefix):
+def read_examples(path: pathlib.Path, numbers: jax.Array, labels: jax.Array):
+    """The images of these numbers (n,) in the file, their labels (n,), and a checksum of each.
+
+    A checksum is of the pixels, the label and the number: the sum over all examples tells other
+    data apart, and does not depend on which process reads which.
+
+    Raises:
+        UserError: the file is corrupt.
+    """
+    numbers = numbers.tolist()
+    images = _read_bytes(path, AXES, functools.partial(fnn.load_idx, examples=numbers))
+    checksums = map(
+        zlib.crc32,
+        jax.device_get(images),
+        (256 * number + label for number, label in zip(numbers, labels.tolist(), strict=True)),
+    )
+    return images, labels, jnp.array([*checksums], jnp.uint32)
+
+
+def _read_set(folder, prefix, load_images):
     images_path = _find(folder, f"{prefix}-images-idx3-ubyte")
     labels_path = _find(folder, f"{prefix}-labels-idx1-ubyte")
-    images = _read_bytes(images_path, ("images", "height", "width"))
-    labels = _read_bytes(labels_path, ("labels",)).astype(jnp.int32)
+    images = _read_bytes(images_path, AXES, load_images)
+    labels = _read_bytes(labels_path, ("labels",), fnn.load_idx).astype(jnp.int32)
     if len(labels) != len(images):
         raise UserError(
             f"{labels_path}: expected {len(images)} labels, one for each image of "
@@ -66,9 +86,9 @@ def _find(folder, name):
     raise UserError(f"{folder / name}: no such file, plain or with .gz")
 
 
-def _read_bytes(path, axes):
+def _read_bytes(path, axes, load):
     try:
-        array = fnn.load_idx(path)
+        array = load(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -83,16 +103,12 @@ def _read_bytes(path, axes):
     return array
 
 
-def checksum(arrays: Sequence[jax.Array]) -> int:
-    """Of the arrays' bytes, one after another, so that other data are told apart."""
-    return functools.reduce(lambda value, a: zlib.crc32(a, value), jax.device_get(arrays), 0)
-
-
 @functools.partial(jax.jit, static_argnames="multiple")
 def hold_out(key, images, labels, *, multiple: int = 1):
     """Training and validation sets: one example in twelve, and at least one, is for validation.
 
-    So are as many more that the number of training examples is a multiple of `multiple`.
+    So are as many more that the number of training examples is a multiple of `multiple`. Numbers
+    of images do as well as images.
     """
     num_held_out = max(1, len(images) // 12)
     num_held_out += (len(images) - num_held_out) % multiple

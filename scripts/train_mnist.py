@@ -116,16 +116,21 @@ def train(options):
     start_time = time.monotonic()
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
     mesh = distributed.make_mesh(options, batch_size=options.batch_size)
-    all_images, test_set, num_classes = mnist.read(options.data)
-    options.data_checksum = mnist.checksum(all_images)
-    data = mnist.hold_out(split_key, *all_images, multiple=mesh.size if mesh else 1)
-    del all_images
-    sizes = [len(labels) for _, labels in (*data, test_set)]
+    (path, labels), test_set, num_classes = mnist.read(options.data)
+    numbers = jnp.arange(len(labels))
+    sets = mnist.hold_out(split_key, numbers, labels, multiple=mesh.size if mesh else 1)
+    sizes = [len(labels) for _, labels in (*sets, test_set)]
     if options.batch_size > sizes[0]:
         raise UserError(
             f"argument --batch-size: expected at most the {sizes[0]} training images, "
             f"got {options.batch_size}"
         )
+    read = functools.partial(mnist.read_examples, path)
+    placed = [distributed.place_examples(mesh, part, read) for part in sets]
+    with distributed.epoch_deadline(options):
+        checksum = sum(jnp.sum(checksums, dtype=jnp.uint32) for _, _, checksums in placed)
+        options.data_checksum = int(checksum)
+    data = [(images, labels) for images, labels, _ in placed]
     image_shape = test_set[0].shape[1:]
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
@@ -134,7 +139,6 @@ def train(options):
     num_done = len(table)
     if not options.quiet:
         print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
-    parts = [distributed.place_examples(mesh, part) for part in data]
     loop_start = time.monotonic()
 
     def format_progress(epoch, metrics):
@@ -147,7 +151,7 @@ def train(options):
 
     state, problem, status = run_epochs(
         options,
-        functools.partial(run_epoch, parts, distributed.place(mesh, epoch_key)),
+        functools.partial(run_epoch, data, distributed.place(mesh, epoch_key)),
         distributed.place(mesh, state),
         table,
         columns=["train_loss", "validation_loss", "validation_accuracy"],

@@ -1,5 +1,6 @@
 import gzip
 import math
+import re
 import struct
 import tracemalloc
 
@@ -68,6 +69,7 @@ def test_idx_files_of_every_type_are_read(tmp_path, opener, type_code, letter, d
         file.write(idx_bytes(type_code, (2, 3), struct.pack(f">6{letter}", 1, 2, 3, 4, 5, 100)))
     with jax.enable_x64(True):
         data = fnn.load_idx(tmp_path / "data")
+        assert fnn.idx_shape(tmp_path / "data") == jax.ShapeDtypeStruct((2, 3), dtype)
     assert data.dtype == dtype
     assert data.tolist() == [[1, 2, 3], [4, 5, 100]]
 
@@ -77,6 +79,42 @@ def test_idx_files_of_every_shape_are_read(tmp_path, shape):
     size = math.prod(shape)
     (tmp_path / "data").write_bytes(idx_bytes(8, shape, bytes(size)))
     assert fnn.load_idx(tmp_path / "data").shape == shape
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open], ids=["plain", "gzip"])
+def test_examples_of_idx_files_are_read_in_the_order_wanted(tmp_path, opener):
+    with opener(tmp_path / "data", "wb") as file:
+        file.write(idx_bytes(0x0B, (7, 2), struct.pack(">14h", *range(14))))
+    for examples in ([], [6], range(2, 5), [5, 0, 6, 0]):
+        data = fnn.load_idx(tmp_path / "data", examples=examples)
+        assert data.shape == (len(examples), 2)
+        assert data.tolist() == [[2 * number, 2 * number + 1] for number in examples]
+
+
+@pytest.mark.parametrize(("shape", "number"), [((2, 3), 2), ((2, 3), -1), ((0, 3), 0), ((), 0)])
+def test_examples_that_are_not_in_the_file_are_refused(tmp_path, shape, number):
+    (tmp_path / "data").write_bytes(idx_bytes(8, shape, bytes(math.prod(shape))))
+    message = f"data: expected numbers of examples for shape {shape}, got {number}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fnn.load_idx(tmp_path / "data", examples=[number])
+
+
+def peak_memory(function):
+    """The most bytes that were allocated at once while the function ran."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open], ids=["plain", "gzip"])
+def test_a_few_examples_cost_the_memory_of_a_few(tmp_path, opener):
+    with opener(tmp_path / "data", "wb") as file:
+        file.write(idx_bytes(8, (2**14, 2**10), bytes(2**24)))
+    few = range(0, 2**14, 2**8)
+    assert peak_memory(lambda: fnn.load_idx(tmp_path / "data", examples=few)) < 2**20
 
 
 GOOD = idx_bytes(8, (2, 3), bytes(range(6)))
@@ -102,23 +140,30 @@ GOOD = idx_bytes(8, (2, 3), bytes(range(6)))
 )
 def test_a_bad_idx_file_is_named_with_what_is_wrong(tmp_path, content, message):
     (tmp_path / "data").write_bytes(content)
-    with pytest.raises(ValueError, match=f"{tmp_path / 'data'}: .*{message}"):
-        fnn.load_idx(tmp_path / "data")
+    for examples in (None, [], [0]):
+        with pytest.raises(ValueError, match=f"{tmp_path / 'data'}: .*{message}"):
+            fnn.load_idx(tmp_path / "data", examples=examples)
+    if content[:2] != b"\x1f\x8b":
+        with pytest.raises(ValueError, match=f"{tmp_path / 'data'}: .*{message}"):
+            fnn.idx_shape(tmp_path / "data")
 
 
 def test_a_missing_idx_file_is_an_os_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        fnn.load_idx(tmp_path / "data")
+    for read in (fnn.load_idx, fnn.idx_shape):
+        with pytest.raises(FileNotFoundError):
+            read(tmp_path / "data")
 
 
 def test_a_lying_header_allocates_nothing(tmp_path):
     """Not even from a compressed file that would unpack to much more than its header says."""
-    bomb = gzip.compress(idx_bytes(8, (2**31, 2**31), bytes(2**20)))
-    for content in (bomb, gzip.compress(idx_bytes(8, (10,), bytes(2**28)))):
+    bomb = gzip.compress(idx_bytes(8, (10,), bytes(2**28)))
+    long = gzip.compress(idx_bytes(8, (2**31, 2**31), bytes(2**20)))
+    longer = gzip.compress(idx_bytes(8, (2**32 - 1,) * 3, bytes(2**20)))
+    for content, examples in ((bomb, None), (bomb, [9]), (long, None), (long, [0]), (longer, [7])):
         (tmp_path / "data").write_bytes(content)
-        tracemalloc.start()
-        with pytest.raises(ValueError, match="expected"):
-            fnn.load_idx(tmp_path / "data")
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert peak < 2**23
+
+        def read(examples=examples):
+            with pytest.raises(ValueError, match=r"expected .* bytes for shape"):
+                fnn.load_idx(tmp_path / "data", examples=examples)
+
+        assert peak_memory(read) < 2**23

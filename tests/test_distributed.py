@@ -12,7 +12,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+import test_train_mnist
 import train_disk
+import train_mnist
 
 import fnn
 
@@ -166,6 +168,45 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(undisturbed, 
     alone = [SCRIPT, *SMALL, "--data-parallel", "--resume", "--output", tmp_path / "alone"]
     ((status, _, errors),) = finish(start(alone, JAX_NUM_CPU_DEVICES="4"))
     assert (status, errors) == (0, "")
+
+
+# train_mnist.py, which tells the numbers of the training images that it reads.
+READER = """
+import sys
+import fnn, train_mnist
+load_idx = fnn.load_idx
+def load_and_tell(path, **options):
+    if path.name.startswith("train-images"):
+        print(*options["examples"], file=sys.stderr)
+    return load_idx(path, **options)
+fnn.load_idx = load_and_tell
+sys.exit(train_mnist.main())
+"""
+
+
+def test_each_of_two_processes_reads_half_of_the_images_and_one_can_go_on(tmp_path):
+    images = test_train_mnist.draw_set(0, 120), test_train_mnist.draw_set(1, 10)
+    data = test_train_mnist.write(tmp_path, *images[0], *images[1])
+    options = ["--data", str(data), "--epochs", "1", "--batch-size", "110", "--quiet"]
+    address = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2]
+    output = tmp_path / "first"
+    processes = [
+        start(
+            ["-c", READER, *options, *address, "--process-id", number, "--output", folder],
+            JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # as conftest.py does here
+        )
+        for number, folder in enumerate([output, tmp_path / "unused"])
+    ]
+    results = finish(*processes)
+    assert [status for status, _, _ in results] == [0, 0], results
+    read = [[[*map(int, line.split())] for line in errors.splitlines()] for *_, errors in results]
+    assert [[len(numbers) for numbers in sets] for sets in read] == [[55, 5], [55, 5]]
+    assert sorted(number for sets in read for numbers in sets for number in numbers) == [
+        *range(120)
+    ]
+    params = (output / "params.npz").read_bytes()
+    assert train_mnist.main([*options, "--output", str(output), "--resume"]) == 0
+    assert (output / "params.npz").read_bytes() == params
 
 
 def test_a_batch_that_the_devices_do_not_divide_ends_every_process(tmp_path):

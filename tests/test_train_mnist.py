@@ -418,12 +418,32 @@ def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_checkpoint_of_other_images_is_refused(data, tmp_path, capsys):
-    output, other = tmp_path / "output", tmp_path / "other"
-    assert train(data, output, "--epochs", "1") == 0
-    other.mkdir()
-    write(other, *draw_set(5, 240, 12, 10), *draw_set(6, 60, 12, 10))
-    assert train(other, output, "--epochs", "1", "--resume") == 2
+def test_examples_read_in_parts_are_the_same_and_have_the_same_checksum(data):
+    (path, labels), _, _ = mnist.read(data)
+    order = jax.random.permutation(jax.random.key(0), len(labels))
+    images, _, checksums = mnist.read_examples(path, order, labels[order])
+    chex.assert_trees_all_equal(images, fnn.load_idx(path)[order])
+    parts = [mnist.read_examples(path, part, labels[part]) for part in jnp.split(order, 3)]
+    chex.assert_trees_all_equal(jnp.concatenate([part[0] for part in parts]), images)
+    assert jnp.sum(checksums) == sum(jnp.sum(part[2]) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rewrite(TRAIN_IMAGES, lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        rewrite(TRAIN_LABELS, lambda content: content[:-1] + bytes([(content[-1] + 1) % 3])),
+        lambda folder: (
+            rewrite(TRAIN_IMAGES, lambda file: file[:16] + file[136:] + file[16:136])(folder),
+            rewrite(TRAIN_LABELS, lambda file: file[:8] + file[9:] + file[8:9])(folder),
+        ),
+    ],
+    ids=["pixel", "label", "order"],
+)
+def test_a_checkpoint_of_other_images_is_refused(change, changed, mlp_run, tmp_path, capsys):
+    output = shutil.copytree(mlp_run, tmp_path / "output")
+    change(changed)
+    assert train(changed, output, "--resume") == 2
     assert "is from a run with --data-checksum" in capsys.readouterr().err
 
 
