@@ -128,7 +128,9 @@ def _kind(who, name, leaf):
     """A leaf's type, as text: float32[25,2], key<fry>[], int."""
     if type(leaf) in SCALARS:
         if type(leaf) is int and not -(2**63) <= leaf < 2**63:
-            raise ValueError(f"{who}: expected {name} to fit into 64 bits, got {leaf}")
+            raise ValueError(
+                f"{who}: expected {name or 'the tree'} to fit into 64 bits, got {leaf}"
+            )
         return type(leaf).__name__
     dtype = getattr(leaf, "dtype", type(leaf))
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool, jax.dtypes.prng_key)):

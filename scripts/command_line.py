@@ -48,11 +48,15 @@ class Parser(argparse.ArgumentParser):
                 if os.path.lexists(path):
                     open(path, "r+b").close()
         except OSError as error:
-            self.error(f"argument {option}: cannot write {path}: {error.strerror}")
+            self.error(f"argument {option}: cannot write {path}: {error.strerror or error}")
 
 
 def positive_int(text: str) -> int:
     return _parse(int, text, 1, 2**31 - 1, f"an integer from 1 to {2**31 - 1}")
+
+
+def layer_width(text: str) -> int:
+    return _parse(int, text, 1, 2**16, f"an integer from 1 to {2**16}")
 
 
 def seed(text: str) -> int:
@@ -134,8 +138,8 @@ def run(
         message, status = str(error), 2
     except BrokenPipeError:  # who read the output has seen enough
         status = 128 + signal.SIGPIPE
-    except (OSError, jax.errors.JaxRuntimeError) as error:
-        message, status = str(error).splitlines()[0], 1
+    except (OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+        message, status = (str(error) or type(error).__name__).splitlines()[0], 1
     except KeyboardInterrupt:
         message, status = "interrupted", 128 + signal.SIGINT
     try:

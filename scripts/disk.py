@@ -9,7 +9,7 @@ from itertools import pairwise
 import figures
 import jax
 import jax.numpy as jnp
-from command_line import nonnegative_float, positive_int
+from command_line import layer_width, nonnegative_float, positive_int
 
 import fnn
 
@@ -44,7 +44,7 @@ def add_training_options(
     )
     option("--momentum", type=nonnegative_float, default=0.0, help="of SGD")
     option("--weight-decay", type=nonnegative_float, default=0.0, help="of SGD")
-    option("--hidden", type=positive_int, nargs="+", default=[25, 25, 25], help="layer widths")
+    option("--hidden", type=layer_width, nargs="+", default=[25, 25, 25], help="layer widths")
     option("--activation", choices=ACTIVATIONS, default="leaky_relu", help="of the hidden layers")
     option(
         "--reduction",

@@ -7,8 +7,13 @@ from typing import Any
 
 import distributed
 import jax
+import jax.numpy as jnp
 import resumable
 from command_line import progress
+
+import fnn
+
+LOOKED_AT_ONCE = 1000  # examples
 
 
 def run_epochs(
@@ -32,8 +37,11 @@ def run_epochs(
         columns: the names of the metrics, which format_row(*metrics) makes text of for
             metrics.csv, and format_progress(epoch, metrics) for those who watch.
         remedy: what to do against numbers that are not finite.
-        find_nonfinite: state -> the layer and direction where they are met first, or None.
+        find_nonfinite: (state, epoch) -> the layer and direction where they are met first, or None.
     """
+    if options.resume and not options.quiet:
+        where = f"after epoch {len(table)}" if table else "nothing: there is no checkpoint"
+        print(f"resumed   {where}", flush=True)
     with (
         open(options.output / "metrics.csv", "w", newline="") as file,
         progress(options.epochs, options.quiet) as report,
@@ -50,7 +58,7 @@ def run_epochs(
             writer.writerow([epoch, *format_row(*table[-1])])
             if not resumable.is_finite((losses, metrics, new_state)):
                 what = "loss is" if not resumable.is_finite((losses, metrics)) else "parameters are"
-                where = find_nonfinite(new_state) if jax.process_count() == 1 else None
+                where = find_nonfinite(state, epoch) if jax.process_count() == 1 else None
                 place = " (first met: layer {}, {})".format(*where) if where else ""
                 problem = f"the {what} not finite in epoch {epoch}{place}: {remedy}"
                 return state, problem, 1
@@ -58,9 +66,47 @@ def run_epochs(
             report(epoch, f"epoch {epoch}/{options.epochs}  {format_progress(epoch, table[-1])}")
             number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
+                file.flush()
                 resumable.store(options, jax.device_get(state), table)
                 number = distributed.largest(options, interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
                 return state, problem, 128 + number
     return state, None, 0
+
+
+def find_nonfinite(
+    model: fnn.Layer,
+    loss: fnn.Loss,
+    optimizer: fnn.Optimizer,
+    batch_size: int,
+    state: fnn.TrainState,
+    x: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+) -> tuple[str, str] | None:
+    """The layer and direction where an epoch from `state` first meets what is not finite, or None.
+
+    The epoch is run once more, up to the first step whose gradients are not finite. With the
+    parameters of that moment fnn.find_nonfinite then looks at the examples.
+    """
+
+    def update(grads, opt_state, params):
+        inner, goes_on = opt_state
+        for grad in jax.tree.leaves(grads):
+            goes_on &= jnp.all(jnp.isfinite(grad))
+        new = optimizer.update(grads, inner, params)
+        params, inner = jax.tree.map(
+            lambda new, old: jnp.where(goes_on, new, old), new, (params, inner)
+        )
+        return params, (inner, goes_on)
+
+    until_then = fnn.Optimizer(optimizer.init, update)
+    run_epoch = fnn.make_train_epoch(model, loss, until_then, batch_size)
+    state = fnn.TrainState(state.params, (state.opt_state, jnp.array(True)))
+    params = run_epoch(state, x, target, key)[0].params
+    for start in range(0, len(x), LOOKED_AT_ONCE):
+        part = slice(start, start + LOOKED_AT_ONCE)
+        if where := fnn.find_nonfinite(model, loss, params, x[part], target[part]):
+            return where
+    return None

@@ -75,7 +75,7 @@ def restore(options: argparse.Namespace, state: Any) -> tuple[Any, list[list[flo
                 raise ValueError(f"{path}: not the checkpoint of a training script")
         ours = settings(options)
         differences = [
-            f"--{name.replace('_', '-')} {theirs.get(name)}, not {ours.get(name)}"
+            f"{name.replace('_', ' ')} {theirs.get(name)}, not {ours.get(name)}"
             for name in {**ours, **theirs}
             if ours.get(name) != theirs.get(name)
         ]
@@ -83,7 +83,7 @@ def restore(options: argparse.Namespace, state: Any) -> tuple[Any, list[list[flo
             raise ValueError(f"{path} is from a run with {'; '.join(differences)}")
         return fnn.load(path, state), table
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{error}; without --resume the run begins anew") from error
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import time
 
 import disk
 import distributed
+import epochs
 import figures
 import jax
 import jax.numpy as jnp
 import resumable
 from command_line import Parser, UserError, nonnegative_float, seed
-from epochs import run_epochs
 
 import fnn
 
@@ -47,7 +47,7 @@ def parse_options(arguments=None):
     return options
 
 
-def describe(options, params, num_steps, epochs_done):
+def describe(options, params, num_steps):
     """What is about to run, as text."""
     widths = "-".join(map(str, [2, *options.hidden, 2]))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -55,8 +55,7 @@ def describe(options, params, num_steps, epochs_done):
     count = f"{jax.device_count()} x " if options.data_parallel else ""
     if jax.process_count() > 1:
         count = f"{jax.process_count()} processes, {count}"
-    resumed = f"after epoch {epochs_done}" if epochs_done else "nothing: there is no checkpoint"
-    text = f"""\
+    return f"""\
 network   {widths}, {options.activation}, sigmoid at the end: {num_params} parameters
 data      {options.train_size} training points, {options.test_size} test points
 loss      MSE, reduction {options.reduction}
@@ -66,11 +65,13 @@ run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} 
 seed {options.seed}
 device    {count}{device.platform} ({device.device_kind})
 output    {options.output}"""
-    return f"{text}\nresumed   {resumed}" if options.resume else text
 
 
 def make_programs(options, model, num_steps):
-    """The compiled start(seed) -> data, key, state, and run_epoch(data, key, state, epoch)."""
+    """The compiled start(seed) -> data, key, state, and run_epoch(data, key, state, epoch).
+
+    And find_nonfinite, of the latter's arguments.
+    """
     optimizer = disk.make_optimizer(options, options.learning_rate, num_steps)
     loss = fnn.MSELoss(options.reduction)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
@@ -96,14 +97,12 @@ def make_programs(options, model, num_steps):
         )
         return state, metrics, losses
 
-    return start, run_epoch
+    def find_nonfinite(data, epoch_key, state, epoch):
+        (points, labels), _ = data
+        batches = points, disk.encode(labels), jax.random.fold_in(epoch_key, epoch)
+        return epochs.find_nonfinite(model, loss, optimizer, options.batch_size, state, *batches)
 
-
-def find_nonfinite(options, model, data, state):
-    """The layer and direction of the first NaN or infinity, for all the training points."""
-    (points, labels), _ = data
-    loss = fnn.MSELoss(options.reduction)
-    return fnn.find_nonfinite(model, loss, state.params, points, disk.encode(labels))
+    return start, run_epoch, find_nonfinite
 
 
 def train(options):
@@ -111,7 +110,7 @@ def train(options):
     start_time = time.monotonic()
     num_steps = disk.count_steps(options, options.train_size)
     model = disk.make_network(options.hidden, options.activation)
-    start, run_epoch = make_programs(options, model, num_steps)
+    start, run_epoch, find_nonfinite = make_programs(options, model, num_steps)
     mesh = distributed.make_mesh(
         options, batch_size=options.batch_size, train_size=options.train_size
     )
@@ -123,8 +122,8 @@ def train(options):
     parts = [distributed.place_examples(mesh, part) for part in data]
     epoch_key = distributed.place(mesh, epoch_key)
     if not options.quiet:
-        print(describe(options, state.params, num_steps, len(table)), flush=True)
-    state, problem, status = run_epochs(
+        print(describe(options, state.params, num_steps), flush=True)
+    state, problem, status = epochs.run_epochs(
         options,
         functools.partial(run_epoch, parts, epoch_key),
         state,
@@ -135,7 +134,7 @@ def train(options):
             "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*metrics)
         ),
         remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
-        find_nonfinite=functools.partial(find_nonfinite, options, model, data),
+        find_nonfinite=functools.partial(find_nonfinite, parts, epoch_key),
     )
     params = jax.device_get(state.params)
     fnn.save(options.output / "params.npz", params)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import distributed
+import epochs
 import figures
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,6 @@ from command_line import (
     seed,
     time_left,
 )
-from epochs import run_epochs
 
 import fnn
 
@@ -86,12 +86,14 @@ weight decay {options.weight_decay:g}, dropout {options.dropout:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
 device    {device.platform} ({device.device_kind})
-output    {options.output}
-"""
+output    {options.output}"""
 
 
 def make_programs(options, model, num_steps):
-    """The compiled start(key) -> state, and run_epoch(data, key, state, epoch)."""
+    """The compiled start(key) -> state, and run_epoch(data, key, state, epoch).
+
+    And find_nonfinite, of the latter's arguments.
+    """
     schedule = fnn.cosine_decay(options.learning_rate, num_steps)
     optimizer = fnn.adam(schedule, weight_decay=options.weight_decay)
     loss = fnn.CrossEntropyLoss()
@@ -108,7 +110,11 @@ def make_programs(options, model, num_steps):
         validation_loss, accuracy, _ = mnist.evaluate(model, state.params, *validation_set)
         return state, (jnp.mean(losses), validation_loss, accuracy), losses
 
-    return start, run_epoch
+    def find_nonfinite(data, epoch_key, state, epoch):
+        batches = *data[0], jax.random.fold_in(epoch_key, epoch)
+        return epochs.find_nonfinite(model, loss, optimizer, options.batch_size, state, *batches)
+
+    return start, run_epoch, find_nonfinite
 
 
 def train(options):
@@ -134,7 +140,7 @@ def train(options):
     image_shape = test_set[0].shape[1:]
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
-    start, run_epoch = make_programs(options, model, num_steps)
+    start, run_epoch, find_nonfinite = make_programs(options, model, num_steps)
     state, table = distributed.from_first(options, *resumable.restore(options, start(init_key)))
     num_done = len(table)
     if not options.quiet:
@@ -145,32 +151,29 @@ def train(options):
         rest = time_left(loop_start, epoch - num_done, options.epochs - num_done)
         return "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics) + rest
 
-    def find_nonfinite(state):
-        images, labels = (part[: options.batch_size] for part in data[0])
-        return fnn.find_nonfinite(model, fnn.CrossEntropyLoss(), state.params, images, labels)
-
-    state, problem, status = run_epochs(
+    epoch_key = distributed.place(mesh, epoch_key)
+    state, problem, status = epochs.run_epochs(
         options,
-        functools.partial(run_epoch, data, distributed.place(mesh, epoch_key)),
+        functools.partial(run_epoch, data, epoch_key),
         distributed.place(mesh, state),
         table,
         columns=["train_loss", "validation_loss", "validation_accuracy"],
         format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
         format_progress=format_progress,
         remedy="lower --learning-rate",
-        find_nonfinite=find_nonfinite,
+        find_nonfinite=functools.partial(find_nonfinite, data, epoch_key),
     )
     state = jax.device_get(state)
     fnn.save(options.output / "params.npz", state.params)
-    if table:
-        test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
-        test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
-        draw(options, table, sizes[-1], *mistakes)
+    draw_curves(options, table)
     if problem:
         print(
             f"train_mnist.py: {problem}; {options.output} has the results so far", file=sys.stderr
         )
         return status
+    test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
+    test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
+    draw_mistakes(options, sizes[-1], *mistakes)
     print(
         f"test accuracy {test_accuracy:.2%}, test loss {test_loss:.5f}, {options.epochs} epochs, "
         f"{num_steps} steps, {time.monotonic() - start_time:.1f} seconds"
@@ -178,8 +181,8 @@ def train(options):
     return 0
 
 
-def draw(options, table, num_tests, num_mistakes, mistakes):
-    """Write the figures; table has a row (train loss, validation loss, accuracy) an epoch."""
+def draw_curves(options, table):
+    """Write the curves; table has a row (train loss, validation loss, accuracy) an epoch."""
     train_loss, validation_loss, validation_accuracy = zip(*table, strict=True)
     validation = "validation images"
     panels = [
@@ -195,6 +198,9 @@ def draw(options, table, num_tests, num_mistakes, mistakes):
     curves = figures.learning_curves(panels, f"Training, {options.model}, seed {options.seed}")
     (options.output / "curves.svg").write_text(curves)
 
+
+def draw_mistakes(options, num_tests, num_mistakes, mistakes):
+    """Write the picture of the most confident mistakes, of num_mistakes in all."""
     mistakes = [part.tolist()[:num_mistakes] for part in mistakes]
     title = (
         f"The {len(mistakes[0])} most confident of {num_mistakes} mistakes among {num_tests} "

@@ -33,7 +33,7 @@ BAD = {
         "--schedule step": "argument --schedule: invalid choice: 'step' (choose from",
         "--reduction none": "argument --reduction: invalid choice: 'none' (choose from",
         "--hidden": "argument --hidden: expected at least one argument",
-        "--hidden 25 0": "argument --hidden: expected an integer from 1 to 2147483647, got '0'",
+        "--hidden 25 0": "argument --hidden: expected an integer from 1 to 65536, got '0'",
         "--seed -1": "argument --seed: expected an integer from 0 to 4294967295, got '-1'",
         "--train-size 1.5": "argument --train-size: expected an integer from 1",
         "--checkpoint-every 0": "argument --checkpoint-every: expected an integer from 1",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 import resumable
 import train_disk
+from cases import draw
 
 import fnn
 
@@ -241,7 +242,8 @@ def test_other_settings_are_refused_with_both_sides_and_nothing_is_touched(
     assert run.wait() == 2
     assert run.errors() == (
         f"train_disk.py: error: {finished / resumable.CHECKPOINT} is from a run with "
-        f"--epochs {NUM_EPOCHS}, not 41; --momentum 0.5, not 0.25; --hidden [3], not [3, 4]\n"
+        f"epochs {NUM_EPOCHS}, not 41; momentum 0.5, not 0.25; hidden [3], not [3, 4]; "
+        "without --resume the run begins anew\n"
     )
     assert results(finished) == undisturbed
 
@@ -261,7 +263,7 @@ def test_a_run_says_from_where_it_goes_on(there_is_one, start, finished, undistu
     [
         (lambda path: path.write_bytes(b"text"), "File is not a zip file"),
         (lambda path: fnn.save(path, {}), "not the checkpoint of a training script"),
-        (lambda path: fnn.save(path, (), note={"settings": {}, "table": []}), "--seed None, not 0"),
+        (lambda path: fnn.save(path, (), note={"settings": {}, "table": []}), "seed None, not 0"),
     ],
     ids=["text", "no note", "no settings"],
 )
@@ -294,8 +296,25 @@ def run_epochs(folder, *arguments, bad_epoch=0):
         format_row=lambda *metrics: list(map(str, metrics)),
         format_progress=lambda epoch, metrics: "",
         remedy="lower --learning-rate",
-        find_nonfinite=lambda state: ("0 Linear(2, 25)", "parameters"),
+        find_nonfinite=lambda state, epoch: ("0 Linear(2, 25)", "parameters"),
     )
+
+
+def test_the_layer_named_is_the_one_where_it_began_though_all_are_infected_by_the_epochs_end():
+    linear, mse, optimizer = fnn.Linear(3, 3), fnn.MSELoss(), fnn.sgd(0.1, momentum=0.5)
+
+    def backward(params, x, dy):
+        grads, dx = linear.backward(params, x, dy)
+        return grads, jnp.where(jnp.any(x > 50), jnp.inf, 1) * dx
+
+    layers = [fnn.Linear(3, 3), fnn.LeakyReLU(), linear._replace(backward=backward)]
+    model = fnn.Sequential(*layers, fnn.Linear(3, 2))
+    x, target = draw(1, (40, 3)).at[27].set(1000), draw(2, (40, 2))
+    start, key = fnn.init_train_state(model, optimizer, jax.random.key(0)), jax.random.key(1)
+    end, _ = fnn.make_train_epoch(model, mse, optimizer, 4)(start, x, target, key)
+    assert fnn.find_nonfinite(model, mse, end.params, x, target)[0] == "0 Linear(3, 3)"
+    found = epochs.find_nonfinite(model, mse, optimizer, 4, start, x, target, key)
+    assert found == ("2 Linear(3, 3)", "backward")
 
 
 def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypatch):

@@ -198,7 +198,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert train_disk.main([*SMALL, "--learning-rate", "1e30", "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    place = "first met: layer 0 Linear(2, 6), parameters"
+    place = "first met: layer 2 Linear(6, 2), forward"
     assert f"the loss is not finite in epoch 1 ({place}): lower --learning-rate" in error
     assert error.count("\n") == 1
     assert len(rows(tmp_path)) == 1

@@ -394,7 +394,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     assert train(data, tmp_path, "--learning-rate", "1e30") == 1
     out, err = capsys.readouterr()
     assert out == ""
-    place = "first met: layer 2 Linear(120, 512), parameters"
+    place = "first met: layer 5 Linear(512, 256), forward"
     assert f"the loss is not finite in epoch 1 ({place}): lower --learning-rate; " in err
     assert err.count("\n") == 1
     assert len(rows(tmp_path)) == 1
@@ -444,7 +444,7 @@ def test_a_checkpoint_of_other_images_is_refused(change, changed, mlp_run, tmp_p
     output = shutil.copytree(mlp_run, tmp_path / "output")
     change(changed)
     assert train(changed, output, "--resume") == 2
-    assert "is from a run with --data-checksum" in capsys.readouterr().err
+    assert "is from a run with data checksum" in capsys.readouterr().err
 
 
 def test_help_gives_every_option_and_its_default(capsys):
