@@ -16,7 +16,7 @@ from fnn import training
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
 COLLECTIVES = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 model = fnn.Sequential(fnn.Linear(6, 8), fnn.LeakyReLU(), fnn.Linear(8, 3))
-mse, optimizer = fnn.MSELoss(), fnn.sgd(fnn.cosine_decay(0.2, 200), momentum=0.9)
+mse, optimizer = fnn.MSELoss(), fnn.sgd(fnn.cosine_decay(0.1, 200), momentum=0.5)
 step = fnn.make_train_step(model, mse, optimizer)
 start = fnn.init_train_state(model, optimizer, jax.random.key(0))
 x, target = draw(1, (1600, 6)), draw(2, (1600, 3))
