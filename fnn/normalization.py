@@ -76,14 +76,13 @@ def _normalization(kind, dim, eps, centered):
         x = check_array(name, "residuals", x, (..., dim))
         dy = widen(check_array(name, "dy", dy, x.shape, x.dtype))
         offset = widen(x) - center if centered else widen(x)
-        leading, scale = tuple(range(x.ndim - 1)), along_features(params["scale"], dy)
-        product, dnormal = dy * offset, dy * scale
-        grads = {"scale": jnp.sum(product * inverse, axis=leading)}
-        dx = dnormal - offset * (mean(product * scale) * jnp.square(inverse))
+        leading, dn = tuple(range(x.ndim - 1)), dy * along_features(params["scale"], dy)
+        grads = {"scale": jnp.sum(dy * (offset * inverse), axis=leading)}
+        along_offset = offset * (mean(dn * offset) * jnp.square(inverse))
         if centered:
             grads["bias"] = jnp.sum(dy, axis=leading)
-            dx = dx - mean(dnormal)
+            dn = dn - mean(dn)
         grads = {leaf: grad.astype(params[leaf].dtype) for leaf, grad in grads.items()}
-        return grads, (dx * inverse).astype(x.dtype)
+        return grads, ((dn - along_offset) * inverse).astype(x.dtype)
 
     return Layer(init, forward, backward)

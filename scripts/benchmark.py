@@ -171,9 +171,10 @@ def report_table(title, unit, seconds, per, baseline):
     """Print medians, each over `per`'s number of units, and their ratio to the baseline's."""
     print(f"\n{title}")
     medians = {name: statistics.median(values) / per[name] for name, values in seconds.items()}
+    scale, symbol = (1e6, "us") if medians[baseline] < 1e-3 else (1e3, "ms")
     for name, median in medians.items():
         ratio = median / medians[baseline]
-        print(f"  {name:<30} {1e6 * median:12.2f} microseconds {unit}  x {ratio:.2f}", flush=True)
+        print(f"  {name:<30} {scale * median:10.2f} {symbol} {unit}  x {ratio:.2f}", flush=True)
     return {name: [value / per[name] for value in values] for name, values in seconds.items()}
 
 

@@ -1,11 +1,12 @@
-"""What the transforms are worth beside autodiff; tests/test_worth.py holds them to the memory.
+"""What the passes and transforms are worth beside autodiff, which is not used outside the tests.
 
-Every comparison is two functions, fnn's and the other, and one that makes their arguments. As a
-program this prints the times too:
+Every comparison is two functions, fnn's and the other, and one that makes their arguments.
+tests/test_worth.py holds the transforms to the memory. As a program this prints the times too:
 
     PYTHONPATH=scripts python tests/worth.py
 """
 
+import operator
 import statistics
 import time
 
@@ -30,6 +31,34 @@ def arguments(model, *shape):
 
 def loss_by_jax(model):
     return lambda params, x, target: mse.forward(model.forward(params, x)[0], target)[0]
+
+
+def derived_by_jax(layer):
+    """The layer with the passes that jax.vjp derives from its forward."""
+
+    def forward(params, x, key=None):
+        return jax.vjp(lambda *args: layer.forward(*args, key)[0], params, x)
+
+    return layer._replace(forward=forward, backward=lambda params, vjp, dy: vjp(dy))
+
+
+def epochs(batch_size):
+    """An epoch of the report's network, and the same with the passes that jax.vjp derives."""
+    from benchmark import REPORT, make_data, make_model
+
+    model, loss, optimizer = make_model(REPORT), fnn.MSELoss(), fnn.sgd(0.01)
+    loss_by_jax = fnn.Loss(
+        lambda y, target: jax.vjp(lambda y: loss.forward(y, target)[0], y),
+        lambda vjp: vjp(jnp.ones(()))[0],
+    )
+    by_hand = fnn.make_train_epoch(model, loss, optimizer, batch_size)
+    by_jax = fnn.make_train_epoch(derived_by_jax(model), loss_by_jax, optimizer, batch_size)
+
+    def make_arguments():
+        state = fnn.init_train_state(model, optimizer, jax.random.key(1))
+        return state, *make_data(REPORT, 1000), jax.random.key(2)
+
+    return by_hand, by_jax, make_arguments
 
 
 def squared_norms_of_two_layers():
@@ -101,33 +130,47 @@ def main(rounds=9):
 
     jax.config.update("jax_enable_compilation_cache", False)
     print(describe_machine())
-    comparisons = (
-        squared_norms_of_two_layers,
-        scanned_blocks,
-        blocks_in_sequence,
-        eight_microbatches,
-    )
-    for compare in comparisons:
-        print(f"\n{compare.__doc__}")
-        by_fnn, other, make_arguments = compare()
+    comparisons = {
+        compare.__doc__: compare()
+        for compare in (
+            squared_norms_of_two_layers,
+            scanned_blocks,
+            blocks_in_sequence,
+            eight_microbatches,
+        )
+    }
+    comparisons |= {f"{epochs.__doc__} Batch {size}.": epochs(size) for size in (1, 10, 100, 1000)}
+    for title, (by_fnn, other, make_arguments) in comparisons.items():
+        print(f"\n{title}")
         programs, args = {"fnn": jax.jit(by_fnn), "beside": jax.jit(other)}, make_arguments()
         calls = {
             name: lambda program=program: program(*args)  # noqa: B023
             for name, program in programs.items()
         }
-        for name, seconds in take_turns(calls, rounds).items():
-            _, temporary = cost(programs[name], *args)
-            median = statistics.median(seconds)
-            print(f"  {name:<8} {1e3 * median:8.1f} ms {temporary / 1e6:8.2f} MB of temporaries")
-    seconds = {4: [], 64: []}
+        turns = take_turns(calls, rounds)
+        for name, seconds in turns.items():
+            flops, temporary = cost(programs[name], *args)
+            ratio = statistics.median(map(operator.truediv, turns["beside"], seconds))
+            print(
+                f"  {name:<8} {1e3 * statistics.median(seconds):8.2f} ms, beside / it {ratio:5.2f}; "
+                f"{temporary / 1e6:8.3f} MB of temporaries, {flops:14,.0f} FLOPs"
+            )
+    shapes = jax.eval_shape(epochs(100)[2])
+    preparations = {
+        "Tracing and compiling repeat(block, 4)": lambda: deep_step(4).compile(),
+        "Tracing and compiling repeat(block, 64)": lambda: deep_step(64).compile(),
+        "Tracing and lowering an epoch, batch 100": lambda: epochs(100)[0].lower(*shapes),
+        "Tracing and lowering it, passes by jax.vjp": lambda: epochs(100)[1].lower(*shapes),
+    }
+    measured = {title: [] for title in preparations}
     for _ in range(rounds):
-        for depth, measured in seconds.items():
+        for title, prepare in preparations.items():
             started = time.perf_counter()
-            deep_step(depth).compile()
-            measured.append(time.perf_counter() - started)
-    print("\nTracing and compiling repeat(block, n)")
-    for depth, measured in seconds.items():
-        print(f"  n = {depth:<4} {1e3 * statistics.median(measured):8.1f} ms")
+            prepare()
+            measured[title].append(time.perf_counter() - started)
+    print()
+    for title, seconds in measured.items():
+        print(f"{title:<44} {1e3 * statistics.median(seconds):8.1f} ms")
 
 
 if __name__ == "__main__":
