@@ -103,7 +103,7 @@ def test_a_step_is_one_update_and_returns_the_loss_before_it():
 
 @pytest.mark.parametrize("batch_size", [1, 5, 22, 23, 100])
 def test_an_unshuffled_epoch_is_its_steps_in_order(batch_size):
-    optimizer = fnn.sgd(0.1, momentum=0.9)
+    optimizer = fnn.sgd(0.1, momentum=0.5)
     step = fnn.make_train_step(model, mse, optimizer)
     epoch = fnn.make_train_epoch(model, mse, optimizer, batch_size, shuffle=False)
     state, losses = state_of(optimizer), []
