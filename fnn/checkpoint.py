@@ -12,6 +12,7 @@ name for is there as unsigned integers: the bits of bfloat16 and its kin, the wo
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -56,7 +57,7 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
         _add(archive, HEAD, head)
         for name, leaf in leaves.items():
             dtype, shape = _stored(leaf)
-            with jax.enable_x64(True):
+            with _exact():
                 array = jax.device_put(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
             numbers = jax.device_get(array).view(dtype.newbyteorder("=")).astype(dtype, copy=False)
             _add(archive, f"{name}.npy", _npy_header(dtype, shape), numbers.tobytes())
@@ -134,7 +135,8 @@ def _kind(who, name, leaf):
         return type(leaf).__name__
     dtype = getattr(leaf, "dtype", type(leaf))
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool, jax.dtypes.prng_key)):
-        raise ValueError(f"{who}: expected {name} to be an array or a number, got {dtype}")
+        place = name or "the tree"
+        raise ValueError(f"{who}: expected {place} to be an array or a number, got {dtype}")
     return f"{dtype.name}[{','.join(map(str, leaf.shape))}]"
 
 
@@ -173,11 +175,12 @@ def _read(archive, name, like):
     """The leaf in an entry whose header must be, byte for byte, the one save writes for `like`."""
     dtype, shape = _stored(like)
     data, header = archive.read(name), _npy_header(dtype, shape)
-    if not data.startswith(header):
-        raise ValueError(f"{name} does not begin as an array {dtype.name}{list(shape)}")
+    size = math.prod(shape) * dtype.itemsize
+    if not data.startswith(header) or len(data) != len(header) + size:
+        raise ValueError(f"{name} is not an array {dtype.name}{list(shape)}")
     if dtype.kind == "b" and data[len(header) :].translate(None, b"\0\1"):
         raise ValueError(f"{name} has bools other than 0 and 1")
-    with jax.enable_x64(True):
+    with _exact():
         numbers = jax.device_get(jnp.frombuffer(data, dtype, offset=len(header))).reshape(shape)
         if type(like) in SCALARS:
             return numbers.item()
@@ -188,8 +191,18 @@ def _read(archive, name, like):
 
 
 @contextlib.contextmanager
+def _exact():
+    """Arrays pass between host and device as they are, in 64 bits, NaNs too, whatever is set."""
+    with jax.enable_x64(True), jax.debug_nans(False), jax.debug_infs(False):
+        with jax.transfer_guard("allow"):
+            yield
+
+
+@contextlib.contextmanager
 def _opened(path):
     """The archive at `path` and its head; what is wrong in them, or found to be, a ValueError."""
+    path = os.fsdecode(path)
+    _check_regular(path)
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             if HEAD not in archive.namelist():
@@ -212,30 +225,24 @@ def _opened(path):
             yield archive, head
     except CORRUPT as error:
         reason = "an entry is cut off" if isinstance(error, EOFError) else error
-        raise ValueError(f"{os.fsdecode(path)}: {reason}") from error
+        raise ValueError(f"{path}: {reason}") from error
 
 
 @contextlib.contextmanager
 def _replacement(path):
     """A new file that takes the place of `path` in the end, or vanishes if that is not reached."""
     path = os.path.realpath(os.fsdecode(path))
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EEXIST, "not a regular file", path)
+    _check_regular(path)
     unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
     try:
-        with open(unfinished, "xb") as file:
-            if os.path.exists(path):
-                shutil.copymode(path, unfinished)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(os.path.dirname(path), os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with _flushed_at_the_end(os.path.dirname(path)):
+            with open(unfinished, "xb") as file:
+                if os.path.exists(path):
+                    shutil.copymode(path, unfinished)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(unfinished)
@@ -243,3 +250,24 @@ def _replacement(path):
             error.filename = path
             del error.filename2
         raise
+
+
+def _check_regular(path):
+    """A device, a pipe or a folder is neither to be read nor to be replaced."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        number = errno.EISDIR if os.path.isdir(path) else errno.EINVAL
+        raise OSError(number, "not a regular file", path)
+
+
+@contextlib.contextmanager
+def _flushed_at_the_end(folder):
+    """What is renamed in the folder is on the disk; it is opened first, lest that fail later."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        yield
+        return
+    folder = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+        os.fsync(folder)
+    finally:
+        os.close(folder)

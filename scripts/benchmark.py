@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from command_line import Parser, positive_int, run
+from command_line import Parser, leave, positive_int, run, write_text
 
 import fnn
 
@@ -357,7 +357,7 @@ def benchmark(options):
     groups = {name: GROUPS[name](options.rounds) for name in options.groups}
     if options.json is not None:
         record = {"machine": machine, "unit": "seconds", "groups": groups}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(options.json, json.dumps(record, indent=1) + "\n")
     return 0
 
 
@@ -366,4 +366,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import csv
 import fcntl
+import io
 import math
 import os
 import pathlib
@@ -12,7 +14,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NoReturn
 
 import jax
 
@@ -81,6 +84,25 @@ def _parse(kind, text, low, high, expected):
     return value
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """The file is `text` as a whole, or as it was before."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
+    """As write_text, with the rows as comma-separated values."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def time_left(start: float, done: int, total: int) -> str:
     """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
     seconds = round((time.monotonic() - start) / done * (total - done))
@@ -114,9 +136,10 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
             print()
 
 
-def name() -> str:
-    """The script's, for messages."""
-    return pathlib.Path(sys.argv[0]).name
+def tell(message: str) -> None:
+    """Print a line on stderr with the script's name before it, if anybody still listens."""
+    with contextlib.suppress(OSError):
+        print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
 
 
 def run(
@@ -147,8 +170,15 @@ def run(
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:
-        print(f"{name()}: error: {message}", file=sys.stderr)
+        tell(f"error: {message}")
     return status
+
+
+def leave(status: int) -> NoReturn:
+    """End the process; an interrupted one at once: a thread that compiles may crash Python's way."""
+    if status > 128:
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -159,7 +189,7 @@ def _sole_use(folder):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is writing to {folder}") from None
-        for path in folder.glob("*.npz.*.unfinished"):  # what fnn.save was writing when killed
+        for path in folder.glob("*.unfinished"):  # what was being written when a run was killed
             path.unlink()
         yield
 

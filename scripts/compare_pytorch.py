@@ -7,9 +7,7 @@
 # ///
 """Train the disk network in fnn and in PyTorch, from the same parameters on the same batches."""
 
-import csv
 import math
-import sys
 import time
 from itertools import pairwise
 
@@ -17,7 +15,16 @@ import disk
 import figures
 import jax
 import jax.numpy as jnp
-from command_line import Parser, nonnegative_float, run, seed
+from command_line import (
+    Parser,
+    leave,
+    nonnegative_float,
+    run,
+    seed,
+    tell,
+    write_rows,
+    write_text,
+)
 
 import fnn
 
@@ -73,14 +80,12 @@ def compare(options):
     )
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in names]
-    with (
-        jax.enable_x64(options.dtype == "float64"),
-        open(options.output / "comparison.csv", "w", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["learning_rate", "epoch", *columns, "largest_difference"])
+    rows = [["learning_rate", "epoch", *columns, "largest_difference"]]
+    with jax.enable_x64(options.dtype == "float64"):
         for rate in options.rates:
-            fnn_history, torch_history = compare_at(options, rate, writer)
+            (fnn_history, torch_history), more_rows = compare_at(options, rate)
+            rows += more_rows
+            write_rows(options.output / "comparison.csv", rows)
             panels = []
             for y_label, ours, theirs in zip(
                 ("training MSE", "training accuracy, %"),
@@ -92,18 +97,15 @@ def compare(options):
                 panels.append((y_label, curves))
             title = f"Training in both frameworks, learning rate {rate:g}, seed {options.seed}"
             svg = figures.learning_curves(panels, title)
-            (options.output / f"curves_{rate:g}.svg").write_text(svg)
+            write_text(options.output / f"curves_{rate:g}.svg", svg)
             if not all(map(math.isfinite, (*fnn_history[-1], *torch_history[-1]))):
-                print(
-                    f"compare_pytorch.py: losses are not finite at rate {rate:g}: lower --rates",
-                    file=sys.stderr,
-                )
+                tell(f"losses are not finite at rate {rate:g}: lower --rates")
                 return 1
     return 0
 
 
-def compare_at(options, rate, writer):
-    """Train at one learning rate; a list of rows of four metrics, one an epoch, for each."""
+def compare_at(options, rate):
+    """Train at one learning rate; for each a list of four metrics an epoch, and the file's rows."""
     import torch
 
     num_steps = disk.count_steps(options, options.train_size)
@@ -156,7 +158,7 @@ def compare_at(options, rate, writer):
             torch_step(network, torch_optimizer, torch_reduction, x, target)
 
     jax.block_until_ready(train_epoch(state, *shuffle(data[0], key, 0)))  # compile, untimed
-    histories, seconds = ([], []), [0.0, 0.0]
+    histories, rows, seconds = ([], []), [], [0.0, 0.0]
     print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
     print(f"PyTorch: learning rate {torch_rate:g}, reduction {torch_reduction}")
     for epoch in range(1, options.epochs + 1):
@@ -175,8 +177,8 @@ def compare_at(options, rate, writer):
             history.append([float(metric) for metric in metrics])
         others = [jnp.asarray(p.detach().numpy()) for p in network.parameters()]
         difference = largest_difference(state.params, others)
-        rows = [disk.format_metrics(*history[-1]) for history in histories]
-        writer.writerow([rate, epoch, *rows[0], *rows[1], f"{difference:.3g}"])
+        metrics = [text for history in histories for text in disk.format_metrics(*history[-1])]
+        rows.append([rate, epoch, *metrics, f"{difference:.3g}"])
         print(f"epoch {epoch}/{options.epochs}  largest parameter difference {difference:.2e}")
 
     print("\nframework  training loss  accuracy   test loss  accuracy   training time")
@@ -187,7 +189,7 @@ def compare_at(options, rate, writer):
             f"{test_accuracy:8.2%}  {spent:12.3f} s"
         )
     print(f"PyTorch's time / fnn's: {seconds[1] / seconds[0]:.1f}", flush=True)
-    return histories
+    return histories, rows
 
 
 def to_torch(arrays):
@@ -243,8 +245,8 @@ def torch_evaluate(network, points, targets, labels):
 
 def main(arguments=None):
     options = parse_options(arguments)
-    return run(compare, options, None if options.record else options.output)
+    return run(compare, options, options.output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -79,7 +79,7 @@ def check_options(parser: Parser, options: argparse.Namespace) -> None:
 def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """command_line.run(work, options, options.output) in every process of the run."""
     if options.data_parallel and (problem := _connect(options)):
-        print(f"{command_line.name()}: error: {problem}", file=sys.stderr)
+        command_line.tell(f"error: {problem}")
         return _leave(1)
     with contextlib.ExitStack() as stack:
         if jax.process_index() > 0:
@@ -171,8 +171,7 @@ def deadline(seconds: float, problem: str) -> Iterator[None]:
     """
 
     def end():
-        text = f"{command_line.name()}: error: {problem} within {seconds} seconds"
-        print(text, file=sys.stderr, flush=True)
+        command_line.tell(f"error: {problem} within {seconds} seconds")
         os._exit(1)
 
     timer = threading.Timer(seconds, end)

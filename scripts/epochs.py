@@ -1,7 +1,6 @@
 """The loop over epochs of all training scripts: metrics, progress, checkpoints, interruptions."""
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import distributed
 import jax
 import jax.numpy as jnp
 import resumable
-from command_line import progress
+from command_line import progress, write_rows
 
 import fnn
 
@@ -26,11 +25,13 @@ def run_epochs(
     format_row: Callable[..., list[str]],
     format_progress: Callable[[int, list[float]], str],
     remedy: str,
-    find_nonfinite: Callable[[Any], tuple[str, str] | None],
+    find_nonfinite: Callable[[Any, int], tuple[str, str] | None],
+    interruption: Callable[[], int | None],
 ) -> tuple[Any, str | None, int]:
-    """Run the epochs that the table has no row of, and give them one; metrics.csv has them all.
+    """Run the epochs that the table has no row of, and give them one.
 
-    Returns the last state that is good, what is wrong, if anything, and the exit status.
+    Checkpoint and metrics.csv are written every so many epochs, and where the run ends. Returns
+    the last state that is good, what is wrong, if anything, and the exit status.
 
     Args:
         run_epoch: (state, epoch) -> (state, metrics, losses).
@@ -38,40 +39,39 @@ def run_epochs(
             metrics.csv, and format_progress(epoch, metrics) for those who watch.
         remedy: what to do against numbers that are not finite.
         find_nonfinite: (state, epoch) -> the layer and direction where they are met first, or None.
+        interruption: as resumable.interruptions gives it.
     """
     if options.resume and not options.quiet:
         where = f"after epoch {len(table)}" if table else "nothing: there is no checkpoint"
         print(f"resumed   {where}", flush=True)
-    with (
-        open(options.output / "metrics.csv", "w", newline="") as file,
-        progress(options.epochs, options.quiet) as report,
-        resumable.interruptions() as interruption,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *columns])
-        for epoch, metrics in enumerate(table, 1):
-            writer.writerow([epoch, *format_row(*metrics)])
+
+    def write_metrics():
+        rows = ([epoch, *format_row(*metrics)] for epoch, metrics in enumerate(table, 1))
+        write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
+
+    write_metrics()
+    with progress(options.epochs, options.quiet) as report:
         for epoch in range(len(table) + 1, options.epochs + 1):
             with distributed.epoch_deadline(options):
                 new_state, metrics, losses = run_epoch(state, epoch)
                 table.append([*map(float, jax.device_get(metrics))])
-            writer.writerow([epoch, *format_row(*table[-1])])
             if not resumable.is_finite((losses, metrics, new_state)):
+                write_metrics()
                 what = "loss is" if not resumable.is_finite((losses, metrics)) else "parameters are"
                 where = find_nonfinite(state, epoch) if jax.process_count() == 1 else None
                 place = " (first met: layer {}, {})".format(*where) if where else ""
                 problem = f"the {what} not finite in epoch {epoch}{place}: {remedy}"
                 return state, problem, 1
             state = new_state
-            report(epoch, f"epoch {epoch}/{options.epochs}  {format_progress(epoch, table[-1])}")
             number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
-                file.flush()
+                write_metrics()
                 resumable.store(options, jax.device_get(state), table)
                 number = distributed.largest(options, interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
                 return state, problem, 128 + number
+            report(epoch, f"epoch {epoch}/{options.epochs}  {format_progress(epoch, table[-1])}")
     return state, None, 0
 
 

@@ -1,9 +1,7 @@
 """Search the learning rate on the disk task: many rates and seeds in one compiled program."""
 
-import csv
 import functools
 import math
-import sys
 import time
 from typing import NamedTuple
 
@@ -11,7 +9,18 @@ import disk
 import figures
 import jax
 import jax.numpy as jnp
-from command_line import Parser, nonnegative_float, positive_int, progress, run, seed
+from command_line import (
+    Parser,
+    leave,
+    nonnegative_float,
+    positive_int,
+    progress,
+    run,
+    seed,
+    tell,
+    write_rows,
+    write_text,
+)
 
 import fnn
 
@@ -135,17 +144,16 @@ def interval(values, form):
     return f"{mean:{form}}{spread}"
 
 
-def write_rows(path, unseen, rates, seeds, results):
+def write_table(path, unseen, rates, seeds, results):
     """One row a network: its rate, its seed, its metrics on training and on unseen points."""
     names = ("train_loss", "train_accuracy", f"{unseen}_loss", f"{unseen}_accuracy")
     last = (results.train_losses[-1], results.train_accuracies[-1])
     columns = (*last, results.losses, results.accuracies)
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["learning_rate", "seed", *names])
-        values = (column.tolist() for column in columns)
-        for rate, seed_, *metrics in zip(rates, seeds, *values, strict=True):
-            writer.writerow([rate, seed_, *disk.format_metrics(*metrics)])
+    rows = [["learning_rate", "seed", *names]]
+    values = (column.tolist() for column in columns)
+    for rate, seed_, *metrics in zip(rates, seeds, *values, strict=True):
+        rows.append([rate, seed_, *disk.format_metrics(*metrics)])
+    write_rows(path, rows)
 
 
 def draw_curves(rates, results):
@@ -178,8 +186,8 @@ def search(options):
     grid_rates = [rate for rate in rates for _ in all_seeds]
     grid_seeds = [*all_seeds] * len(rates)
     grid = train_networks(options, grid_rates, grid_seeds, options.validation_size, "grid")
-    write_rows(options.output / "grid.csv", "validation", grid_rates, grid_seeds, grid)
-    (options.output / "curves.svg").write_text(draw_curves(rates, grid))
+    write_table(options.output / "grid.csv", "validation", grid_rates, grid_seeds, grid)
+    write_text(options.output / "curves.svg", draw_curves(rates, grid))
 
     print(f"\nmean and 95 % interval over {options.seeds} seeds")
     print("learning rate       training MSE     validation MSE  validation accuracy")
@@ -195,15 +203,15 @@ def search(options):
         if jnp.isfinite(jnp.sum(train_losses)) and jnp.mean(accuracies) > best_accuracy:
             best_rate, best_accuracy = rate, jnp.mean(accuracies)
     if best_rate is None:
-        print("grid_search.py: no rate has finite losses: lower --rates", file=sys.stderr)
+        tell("no rate has finite losses: lower --rates")
         return 1
 
     print(f"\nchosen by validation accuracy: learning rate {best_rate:g}")
     chosen_rates = [best_rate] * options.seeds
     chosen = train_networks(options, chosen_rates, all_seeds, 0, "chosen rate")
-    write_rows(options.output / "chosen.csv", "test", chosen_rates, all_seeds, chosen)
+    write_table(options.output / "chosen.csv", "test", chosen_rates, all_seeds, chosen)
     if not jnp.isfinite(jnp.sum(chosen.train_losses[-1])):
-        print(f"grid_search.py: losses are not finite at rate {best_rate:g}", file=sys.stderr)
+        tell(f"losses are not finite at rate {best_rate:g}")
         return 1
     print(
         f"training MSE {interval(chosen.train_losses[-1], '.5f')}, "
@@ -221,4 +229,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,10 +16,9 @@ JSON's numbers are the shortest texts that give the same float64 back.
 import functools
 import json
 import pathlib
-import sys
 import warnings
 
-from command_line import Parser, run
+from command_line import Parser, leave, run, write_text
 from compare_pytorch import import_torch, require_pytorch, torch_step
 
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
@@ -49,7 +48,7 @@ def record(options):
         torch.manual_seed(0)
         cases = ",\n".join(map(json.dumps, make()))
         parts.append(f'"{make.__name__}": [\n{cases}\n]')
-    options.file.write_text(",\n".join(parts) + "}\n")
+    write_text(options.file, ",\n".join(parts) + "}\n")
     return 0
 
 
@@ -333,4 +332,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

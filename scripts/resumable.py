@@ -7,14 +7,13 @@ import os
 import pathlib
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from command_line import Parser, UserError, positive_int
+from command_line import Parser, UserError, positive_int, tell
 
 import fnn
 
@@ -56,10 +55,12 @@ def store(options: argparse.Namespace, state: Any, table: list[list[float]]) -> 
     fnn.save(options.output / CHECKPOINT, state, note=note)
 
 
-def restore(options: argparse.Namespace, state: Any) -> tuple[Any, list[list[float]]]:
+def restore(
+    options: argparse.Namespace, state: Any, columns: Sequence[str]
+) -> tuple[Any, list[list[float]]]:
     """What was last given to store, if there is a checkpoint and --resume is among the options.
 
-    Else the given state, that of the beginning, and an empty table.
+    Else the given state, that of the beginning, and an empty table. `columns` are the table's.
 
     Raises:
         UserError: the checkpoint is not whole, or was made with other settings.
@@ -81,9 +82,24 @@ def restore(options: argparse.Namespace, state: Any) -> tuple[Any, list[list[flo
         ]
         if differences:
             raise ValueError(f"{path} is from a run with {'; '.join(differences)}")
+        kinds = [[*map(type, row)] if isinstance(row, list) else None for row in table]
+        if len(table) > options.epochs or any(row != [float] * len(columns) for row in kinds):
+            raise ValueError(f"{path}: expected a row of {len(columns)} numbers for each epoch")
         return fnn.load(path, state), table
     except ValueError as error:
         raise UserError(f"{error}; without --resume the run begins anew") from error
+
+
+def interruptible(
+    work: Callable[[argparse.Namespace, Callable[[], int | None]], int],
+) -> Callable[[argparse.Namespace], int]:
+    """work(options, interruption) as a function of the options alone; see interruptions."""
+
+    def run(options):
+        with interruptions() as interruption:
+            return work(options, interruption)
+
+    return run
 
 
 @contextlib.contextmanager
@@ -95,7 +111,6 @@ def interruptions() -> Iterator[Callable[[], int | None]]:
     nothing while it waits for a computation. A signal that is ignored already stays ignored.
     """
     first = []
-    name = os.path.basename(sys.argv[0])
     numbers = [
         number
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -109,8 +124,7 @@ def interruptions() -> Iterator[Callable[[], int | None]]:
                 os._exit(128 + number)
             if not first and number in numbers:
                 first.append(number)
-                text = f"{name}: stopping after this epoch; a Ctrl-C from now on stops at once"
-                print(text, file=sys.stderr)
+                tell("stopping after this epoch; a Ctrl-C from now on stops at once")
 
     listener, waker = socket.socketpair()
     thread = threading.Thread(target=listen, daemon=True)

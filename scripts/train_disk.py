@@ -1,8 +1,8 @@
 """Train a small network to tell the points inside a disk from those outside it."""
 
 import functools
-import sys
 import time
+import zlib
 
 import disk
 import distributed
@@ -11,10 +11,11 @@ import figures
 import jax
 import jax.numpy as jnp
 import resumable
-from command_line import Parser, UserError, nonnegative_float, seed
+from command_line import Parser, UserError, leave, nonnegative_float, seed, tell, write_text
 
 import fnn
 
+COLUMNS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 FIGURES = ["data.svg", "network.svg", "curves.svg", "decision_regions.svg"]
 FILES = ["metrics.csv", "params.npz", resumable.CHECKPOINT]
 
@@ -105,7 +106,7 @@ def make_programs(options, model, num_steps):
     return start, run_epoch, find_nonfinite
 
 
-def train(options):
+def train(options, interruption):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     num_steps = disk.count_steps(options, options.train_size)
@@ -117,7 +118,12 @@ def train(options):
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not resumable.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    state, table = distributed.from_first(options, *resumable.restore(options, state))
+    options.data_checksum = functools.reduce(
+        lambda checksum, array: zlib.crc32(array, checksum),
+        jax.tree.leaves(jax.device_get(data)),
+        0,
+    )
+    state, table = distributed.from_first(options, *resumable.restore(options, state, COLUMNS))
     state = distributed.place(mesh, state)
     parts = [distributed.place_examples(mesh, part) for part in data]
     epoch_key = distributed.place(mesh, epoch_key)
@@ -128,19 +134,21 @@ def train(options):
         functools.partial(run_epoch, parts, epoch_key),
         state,
         table,
-        columns=["train_loss", "train_accuracy", "test_loss", "test_accuracy"],
+        columns=COLUMNS,
         format_row=disk.format_metrics,
         format_progress=lambda epoch, metrics: (
             "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*metrics)
         ),
         remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
         find_nonfinite=functools.partial(find_nonfinite, parts, epoch_key),
+        interruption=interruption,
     )
+    if problem:
+        tell(f"{problem}; {options.output} has the results so far")
     params = jax.device_get(state.params)
     fnn.save(options.output / "params.npz", params)
     draw(options, model, params, table, *data)
     if problem:
-        print(f"train_disk.py: {problem}; {options.output} has the results so far", file=sys.stderr)
         return status
     _, _, test_loss, test_accuracy = table[-1]
     print(
@@ -172,12 +180,12 @@ def draw(options, model, params, table, train_set, test_set):
         disk.draw_decision_regions(model, params, *test_set),
     )
     for name, text in zip(FIGURES, drawn, strict=True):
-        (options.output / name).write_text(text)
+        write_text(options.output / name, text)
 
 
 def main(arguments=None):
-    return distributed.run(train, parse_options(arguments))
+    return distributed.run(resumable.interruptible(train), parse_options(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,7 +4,6 @@ import argparse
 import functools
 import math
 import pathlib
-import sys
 import time
 
 import distributed
@@ -19,14 +18,18 @@ from command_line import (
     Parser,
     UserError,
     fraction,
+    leave,
     nonnegative_float,
     positive_int,
     seed,
+    tell,
     time_left,
+    write_text,
 )
 
 import fnn
 
+COLUMNS = ["train_loss", "validation_loss", "validation_accuracy"]
 FIGURES = ["curves.svg", "mistakes.svg"]
 FILES = ["metrics.csv", "params.npz", resumable.CHECKPOINT]
 MOST_MISTAKES = 24  # drawn
@@ -117,7 +120,7 @@ def make_programs(options, model, num_steps):
     return start, run_epoch, find_nonfinite
 
 
-def train(options):
+def train(options, interruption):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
@@ -141,7 +144,9 @@ def train(options):
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
     start, run_epoch, find_nonfinite = make_programs(options, model, num_steps)
-    state, table = distributed.from_first(options, *resumable.restore(options, start(init_key)))
+    state, table = distributed.from_first(
+        options, *resumable.restore(options, start(init_key), COLUMNS)
+    )
     num_done = len(table)
     if not options.quiet:
         print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
@@ -157,19 +162,19 @@ def train(options):
         functools.partial(run_epoch, data, epoch_key),
         distributed.place(mesh, state),
         table,
-        columns=["train_loss", "validation_loss", "validation_accuracy"],
+        columns=COLUMNS,
         format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
         format_progress=format_progress,
         remedy="lower --learning-rate",
         find_nonfinite=functools.partial(find_nonfinite, data, epoch_key),
+        interruption=interruption,
     )
+    if problem:
+        tell(f"{problem}; {options.output} has the results so far")
     state = jax.device_get(state)
     fnn.save(options.output / "params.npz", state.params)
     draw_curves(options, table)
     if problem:
-        print(
-            f"train_mnist.py: {problem}; {options.output} has the results so far", file=sys.stderr
-        )
         return status
     test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
     test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
@@ -196,7 +201,7 @@ def draw_curves(options, table):
         ("accuracy, %", [figures.Curve(validation, validation_accuracy)]),
     ]
     curves = figures.learning_curves(panels, f"Training, {options.model}, seed {options.seed}")
-    (options.output / "curves.svg").write_text(curves)
+    write_text(options.output / "curves.svg", curves)
 
 
 def draw_mistakes(options, num_tests, num_mistakes, mistakes):
@@ -206,12 +211,12 @@ def draw_mistakes(options, num_tests, num_mistakes, mistakes):
         f"The {len(mistakes[0])} most confident of {num_mistakes} mistakes among {num_tests} "
         "test images"
     )
-    (options.output / "mistakes.svg").write_text(pictures.mistakes(*mistakes, title))
+    write_text(options.output / "mistakes.svg", pictures.mistakes(*mistakes, title))
 
 
 def main(arguments=None):
-    return distributed.run(train, parse_options(arguments))
+    return distributed.run(resumable.interruptible(train), parse_options(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -312,7 +312,11 @@ def test_files_that_claim_more_than_they_have_cost_no_memory(tmp_path):
     lying = short.replace(length * 2, struct.pack("<I", 2**31 - 1) * 2)
     assert len(bomb) < 2**15
     assert lying != short
-    for content, message in ((bomb, "compressed"), (lying, "not inside"), (short, "reshape")):
+    for content, message in (
+        (bomb, "compressed"),
+        (lying, "not inside"),
+        (short, "W.npy is not an array"),
+    ):
         path.write_bytes(content)
         tracemalloc.start()
         try:
@@ -403,8 +407,36 @@ def test_what_is_not_a_regular_file_is_left_alone(tmp_path):
     for name in ("folder", "pipe"):
         with pytest.raises(OSError, match="not a regular file"):
             fnn.save(tmp_path / name, OLD)
+        with pytest.raises(OSError, match="not a regular file"):
+            fnn.load(tmp_path / name, OLD)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_folder_that_cannot_be_flushed_is_found_before_anything_is_replaced(
+    tmp_path, monkeypatch
+):
+    fnn.save(tmp_path / "params.npz", OLD)
+    open_ = os.open
+
+    def refused(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "no", path)
+        return open_(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError, match="params.npz"):
+        fnn.save(tmp_path / "params.npz", NEW)
+    monkeypatch.undo()
+    assert bits(fnn.load(tmp_path / "params.npz", OLD)) == bits(OLD)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.npz"]
+
+
+def test_nans_pass_whatever_jax_is_told_to_look_for_or_to_forbid(tmp_path):
+    tree = {"W": jnp.array([jnp.nan, -jnp.inf]), "key": jax.random.key(0)}
+    settings = jax.debug_nans(True), jax.debug_infs(True), jax.transfer_guard("disallow")
+    with settings[0], settings[1], settings[2]:
+        assert_comes_back(tmp_path / "tree.npz", tree)
 
 
 def test_permissions_and_links_stay(tmp_path):

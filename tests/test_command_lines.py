@@ -3,12 +3,15 @@
 And what goes wrong around them: no traceback there either.
 """
 
+import errno
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import benchmark
+import command_line
 import compare_pytorch
 import grid_search
 import pytest
@@ -106,6 +109,26 @@ def test_bad_arguments_end_in_one_line_and_status_2(
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_result_that_cannot_be_written_is_as_it_was_and_told_by_name(tmp_path, monkeypatch):
+    path = tmp_path / "result.csv"
+    command_line.write_rows(path, [["a", 1]])
+
+    def full(*paths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "beside"))
+
+    monkeypatch.setattr(pathlib.Path, "replace", full)
+    with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{path}'")):
+        command_line.write_rows(path, [["b", 2]])
+    assert path.read_bytes() == b"a,1\r\n"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_the_comparison_starts_where_pytorch_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_pytorch, "import_torch", lambda: None)
+    monkeypatch.setattr(compare_pytorch, "compare", lambda options: 0)
+    assert compare_pytorch.main(["--output", str(tmp_path)]) == 0
 
 
 def run(work, *, stdout=subprocess.DEVNULL, **environment):

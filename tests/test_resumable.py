@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,6 +280,31 @@ def test_a_file_that_is_no_checkpoint_is_refused(write, message, start, tmp_path
     assert sorted(path.name for path in folder.iterdir()) == [".lock", resumable.CHECKPOINT]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table * 2,
+        lambda table: [row[1:] for row in table],
+        lambda table: [list(map(str, row)) for row in table],
+        lambda table: [None, *table[1:]],
+    ],
+    ids=["long", "narrow", "of text", "without a row"],
+)
+def test_a_checkpoint_with_another_table_is_refused(change, finished, tmp_path, capsys):
+    note = fnn.read_note(finished / resumable.CHECKPOINT)
+    changed = {**note, "table": change(note["table"])}
+    fnn.save(tmp_path / resumable.CHECKPOINT, (), note=changed)
+    assert train_disk.main([*SMALL, "--resume", "--output", str(tmp_path)]) == 2
+    assert "expected a row of 4 numbers for each epoch" in capsys.readouterr().err
+
+
+def test_other_points_are_refused(finished, tmp_path, capsys):
+    shutil.copy(finished / resumable.CHECKPOINT, tmp_path)
+    with jax.default_prng_impl("rbg"):
+        assert train_disk.main([*SMALL, "--resume", "--output", str(tmp_path)]) == 2
+    assert "is from a run with data checksum" in capsys.readouterr().err
+
+
 def run_epochs(folder, *arguments, bad_epoch=0):
     """The loop over epochs that compute nothing, one of them with a bad parameter."""
     options = train_disk.parse_options([*SMALL, "--output", str(folder), *arguments])
@@ -297,6 +323,7 @@ def run_epochs(folder, *arguments, bad_epoch=0):
         format_progress=lambda epoch, metrics: "",
         remedy="lower --learning-rate",
         find_nonfinite=lambda state, epoch: ("0 Linear(2, 25)", "parameters"),
+        interruption=lambda: None,
     )
 
 

@@ -1,6 +1,7 @@
 """scripts/train_disk.py as a user runs it."""
 
 import csv
+import os
 import pathlib
 import re
 import signal
@@ -216,6 +217,23 @@ def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
     assert kept == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stores_what_there_is_though_nobody_listens_any_more(number, tmp_path):
+    """As in `train_disk.py 2>&1 | tee log`, where Ctrl-C ends tee too."""
+    with subprocess.Popen(
+        command("--epochs", 10**6, "--output", tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        while not process.stdout.readline().startswith(b"output"):
+            pass
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+    assert fnn.read_note(tmp_path / "checkpoint.npz")["table"]
+
+
 def test_an_interrupt_writes_what_there_is(tmp_path):
     with subprocess.Popen(
         command("--epochs", 10**6, "--output", tmp_path), stderr=subprocess.PIPE, text=True
@@ -233,10 +251,14 @@ def test_an_interrupt_writes_what_there_is(tmp_path):
     assert (tmp_path / "params.npz").exists()
 
 
-def test_an_interrupt_before_the_first_epoch_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+def test_an_interrupt_before_the_first_epoch_waits_for_its_end(tmp_path, capsys, monkeypatch):
+    make_train_epoch = fnn.make_train_epoch
+
     def interrupted(*arguments):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        return make_train_epoch(*arguments)
 
     monkeypatch.setattr(fnn, "make_train_epoch", interrupted)
-    assert train_disk.main([*SMALL, "--output", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith(": error: interrupted\n")
+    assert train_disk.main([*SMALL, "--epochs", "3", "--output", str(tmp_path)]) == 130
+    assert "interrupted in epoch 1: the same command with --resume" in capsys.readouterr().err
+    assert len(fnn.read_note(tmp_path / "checkpoint.npz")["table"]) == 1
