@@ -1,11 +1,12 @@
 """Combinators: many layers -> one layer."""
 
+import functools
 from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, check_layers, note_on_error, shape_token
+from fnn.layer import Layer, check_array, check_layers, made_of, note_on_error, shape_token
 
 
 def Sequential(*layers: Layer) -> Layer:
@@ -41,7 +42,7 @@ def Sequential(*layers: Layer) -> Layer:
             grads.append(grad)
         return tuple(reversed(grads)), dy
 
-    return Layer(init, forward, backward)
+    return made_of(layers, "Sequential", Sequential, Layer(init, forward, backward))
 
 
 def Identity() -> Layer:
@@ -72,7 +73,7 @@ def Residual(layer: Layer) -> Layer:
             grads, dx = layer.backward(params, residuals, dy)
         return grads, jnp.asarray(dy, dx.dtype) + dx
 
-    return Layer(layer.init, forward, backward)
+    return made_of((layer,), "Residual", Residual, Layer(layer.init, forward, backward))
 
 
 def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
@@ -134,7 +135,8 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
             dxs.append(dx)
         return tuple(grads), sum(dxs)
 
-    return Layer(init, forward, backward)
+    rebuild = functools.partial(Parallel, combine=combine)
+    return made_of(layers, "Parallel", rebuild, Layer(init, forward, backward))
 
 
 def _several(name, layers):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.inspection import map_layers
-from fnn.layer import Layer, check_layers, global_norm
+from fnn.layer import Layer, check_layers, global_norm, parts_of
 from fnn.losses import Loss
 
 
@@ -16,9 +16,10 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
     """The layer, calling callback(place, direction, statistics) for all that passes through it.
 
     Changes nothing but what you see, under jit too, where jax.debug.callback calls back while
-    the program runs. Nested Sequentials are opened, and each layer inside them reports: place is
-    "2.0 Linear(25, 2)" for the first layer of the third. Inside a scan or vmap a layer reports
-    once a turn or example.
+    the program runs. Every layer reports, and so do the combinators and transforms around it,
+    Sequential excepted: place is "2.0 Linear(25, 2)" for the first layer of the third, and
+    "2.Residual Linear(25, 25)" for the layer in a Residual there, which is "2 Residual". Inside a
+    scan or vmap a layer reports once a turn or example, and inside remat once more in backward.
 
     direction is "parameters" and "forward" for params and y on the way forward, "grads" and
     "backward" for grads and dx on the way back; statistics are {"norm": the root of the sum of
@@ -27,15 +28,19 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
     another order.
 
     Raises:
-        ValueError: `layer` is not a Layer.
+        ValueError: `layer` is not a Layer; callback cannot be called.
     """
     check_layers("observe", (layer,))
+    if not callable(callback):
+        raise ValueError(f"observe: expected callback to be a function, got {callback!r}")
 
     def observed(place, kind, layer):
         report = functools.partial(_report, callback, f"{place} {kind}".strip())
 
+        @functools.wraps(layer.forward)
         def forward(params, x, key=None):
-            report("parameters", params)
+            if not parts_of(layer):  # whose own parameters they are
+                report("parameters", params)
             y, residuals = layer.forward(params, x, key)
             report("forward", y)
             return y, residuals
@@ -59,11 +64,8 @@ def find_nonfinite(
     Places and directions are those of observe, in the order in which a training step meets them;
     before and between the layers they are ("x", "forward"), ("target", "forward"),
     ("loss", "forward") for its value and ("loss", "backward") for the derivative by the
-    prediction. Arguments as for loss_and_grads(model, loss). The passes are not compiled.
-
-    Layers inside a Sequential are told apart, those inside any other combinator or transform are
-    one place: to look into it, put observe inside, as in with_compute_dtype(observe(model, print),
-    jnp.float16).
+    prediction. Arguments as for loss_and_grads(model, loss). The passes are not compiled: one
+    operation runs after the other, and the copies in a repeat too.
 
     Raises:
         ValueError: it is called under jit, vmap or another transformation of JAX.
@@ -79,7 +81,7 @@ def find_nonfinite(
 
     report = functools.partial(_report, callback)
     observed = observe(model, callback)
-    with jax.debug_nans(False), jax.debug_infs(False):
+    with jax.disable_jit(), jax.debug_nans(False), jax.debug_infs(False):
         report("x", "forward", x)
         report("target", "forward", target)
         prediction, residuals = observed.forward(params, x, key)
@@ -88,7 +90,6 @@ def find_nonfinite(
         d_prediction = loss.backward(loss_residuals)
         report("loss", "backward", d_prediction)
         observed.backward(params, residuals, d_prediction)
-        jax.effects_barrier()
     return found[0] if found else None
 
 

@@ -3,14 +3,14 @@
 import contextlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.combinators import Sequential
-from fnn.layer import Layer
+from fnn.layer import Layer, parts_of
 
 
 def count_params(params: Any) -> int:
@@ -23,8 +23,9 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 
     A row has the layer's place and kind, the shape of its output, the number of its parameters
     and the bytes of its residuals. An array that several layers keep is counted in the first, so
-    that the rows add up to what a step holds between its two passes. Nested Sequentials are
-    opened; any other combinator is one row. Nothing is computed: jax.eval_shape tells the shapes.
+    that the rows add up to what a step holds between its two passes. What combinators make is
+    opened: first come the layers inside, then, if it is no Sequential, what it has itself. What a
+    transform makes is one row. Nothing is computed: jax.eval_shape tells the shapes.
 
     Raises:
         ValueError: what the layers raise for an x of this shape and dtype.
@@ -33,17 +34,20 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 
     def counted(place, kind, layer):
         def forward(params, x, key=None):
+            start = len(rows)
             y, residuals = layer.forward(params, x, key)
             kept = {id(leaf): leaf for leaf in jax.tree.leaves(residuals) if id(leaf) not in seen}
             seen.update(kept)  # which keeps them alive, so that no two have the same id
             num_bytes = sum(jnp.asarray(leaf).nbytes for leaf in kept.values())
-            rows.append((place, kind, str(y.shape), count_params(params), num_bytes))
+            num_params = count_params(params) - sum(row[3] for row in rows[start:])
+            rows.append((place, kind, str(y.shape), num_params, num_bytes))
             return y, residuals
 
         return layer._replace(forward=forward)
 
     def run(key, x):
-        map_layers(counted, model).forward(model.init(key), x, key)
+        opened = "Sequential", "Residual", "Parallel"
+        map_layers(counted, model, opened=opened).forward(model.init(key), x, key)
 
     jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct(x_shape, dtype))
     total = ("", "total", "", sum(row[3] for row in rows), sum(row[4] for row in rows))
@@ -55,44 +59,51 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return "\n".join(line.format(*row) for row in table)
 
 
-def map_layers(change: Callable[[str, str, Layer], Layer], layer: Layer, place: str = "") -> Layer:
-    """`layer`, with change(place, kind, inner) for every layer inside its nested Sequentials.
+def map_layers(
+    change: Callable[[str, str, Layer], Layer],
+    layer: Layer,
+    place: str = "",
+    *,
+    opened: Container[str] | None = None,
+) -> Layer:
+    """`layer`, with change(place, kind, inner) for every layer inside it.
 
-    Place is "2.0" for the first layer of the third, and kind is the layer's name in its error
-    messages. A Sequential whose backward has been replaced keeps that one, as changed.
+    What combinators and transforms have made is looked into, if its kind is among those `opened`
+    (all by default), rebuilt of changed parts, and changed itself if it is no Sequential. kind is a layer's name in
+    its error messages, and place is "2.0" for the first layer of the third, "2.Residual" for the
+    layer in a Residual there.
     """
-    kind, layers = _kind(layer.forward)
-    changed = change(place, kind, layer)
-    if layers is None:
-        return changed
-    opened = Sequential(
+    parts = parts_of(layer)
+    if parts is None or not parts.layers or (opened and parts.kind not in opened):
+        return change(place, _kind(layer), layer)
+    is_sequential = parts.kind == Sequential.__name__
+    inside = [place] if is_sequential else [place, parts.kind]
+    numbered = is_sequential or len(parts.layers) > 1
+    changed = parts.rebuild(
         *(
-            map_layers(change, inner, f"{place}.{index}".lstrip("."))
-            for index, inner in enumerate(layers)
+            map_layers(
+                change,
+                inner,
+                ".".join(filter(None, [*inside, str(index) if numbered else ""])),
+                opened=opened,
+            )
+            for index, inner in enumerate(parts.layers)
         )
     )
-    is_its_own = _kind(layer.backward)[1] is layers
-    return Layer(layer.init, opened.forward, (opened if is_its_own else changed).backward)
+    return changed if is_sequential else change(place, parts.kind, changed)
 
 
-def _kind(function):
-    """The name of the layer that a forward or backward is of, and a Sequential's layers or None.
-
-    A function wrapped around a Sequential's is one of its own kind, and keeps its layers to itself.
-    """
-    own, is_wrapped = inspect.unwrap(function), hasattr(function, "__wrapped__")
-    maker = getattr(own, "__qualname__", type(own).__name__)
-    maker = (maker.rpartition(".<locals>.")[0] or maker).split(".")[-1]
-    if maker == Sequential.__name__ and own.__module__ == Sequential.__module__ and not is_wrapped:
-        layers = _from_closure(own, "layers")
-        return (maker, layers) if layers else ("Identity()", None)
-    name = _from_closure(own, "name")
-    return (name if isinstance(name, str) else maker), None
-
-
-def _from_closure(function, name):
-    if inspect.isfunction(function) and name in function.__code__.co_freevars:
-        cell = function.__closure__[function.__code__.co_freevars.index(name)]
-        with contextlib.suppress(ValueError):  # of a cell that is still empty
-            return cell.cell_contents
-    return None
+def _kind(layer):
+    """A layer's name: "Linear(2, 3)", as in its error messages, or "remat(Linear(2, 3))"."""
+    parts = parts_of(layer)
+    if parts:
+        inner = f"({_kind(parts.layers[0])})" if len(parts.layers) == 1 else ""
+        return parts.kind + inner if parts.layers else "Identity()"
+    function = inspect.unwrap(layer.forward)
+    if inspect.isfunction(function):
+        with contextlib.suppress(ValueError):  # of a variable that has no value yet
+            name = inspect.getclosurevars(function).nonlocals.get("name")
+            if isinstance(name, str):
+                return name
+    maker = getattr(function, "__qualname__", type(function).__name__)
+    return (maker.rpartition(".<locals>.")[0] or maker).split(".")[-1]

@@ -42,6 +42,27 @@ class Layer(NamedTuple):
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 
 
+class Parts(NamedTuple):
+    """What a layer is made of: its kind, and the layers that rebuild(*layers) makes it of."""
+
+    layer: Layer
+    kind: str
+    layers: tuple[Layer, ...]
+    rebuild: Callable[..., Layer]
+
+
+def made_of(layers: tuple[Layer, ...], kind: str, rebuild: Callable[..., Layer], layer: Layer):
+    """`layer`, whose backward remembers its parts, for what looks inside (summary, observe)."""
+    layer.backward.parts = Parts(layer, kind, layers, rebuild)
+    return layer
+
+
+def parts_of(layer: Layer) -> Parts | None:
+    """The parts of a layer that made_of has returned; None where a function has been replaced."""
+    parts = getattr(layer.backward, "parts", None)
+    return parts if parts and parts.layer == layer else None
+
+
 def check_array(
     name: str, what: str, array: Any, shape: tuple[Any, ...], dtype: Any = None
 ) -> jax.Array:
@@ -161,8 +182,9 @@ def shape_token(array: jax.Array) -> jax.Array:
 
 
 def accumulation_dtype(dtype: Any) -> Any:
-    """The dtype in which numbers of `dtype` are summed: float32, or `dtype` if it is wider."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    """The dtype in which numbers of `dtype` are summed: float32 for 16-bit ones, else `dtype`."""
+    is_narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.float32 if is_narrow else dtype
 
 
 def widen(array: Any) -> jax.Array:
@@ -179,7 +201,8 @@ def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """
     array = widen(array)
     largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
-    squares = jnp.square(array / jnp.where(largest == 0, 1, largest))
+    unit = jnp.where((largest == 0) | jnp.isinf(largest), 1, largest)
+    squares = jnp.square(array / unit)
     return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
 
 

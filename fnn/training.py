@@ -56,7 +56,8 @@ def accumulate_gradients(
     Shapes: x (batch, ...), target (batch, ...).
 
     Args:
-        loss_and_grads_fn: what loss_and_grads returns, or any function of that signature.
+        loss_and_grads_fn: what loss_and_grads returns, or any function of that signature, such as
+            jax.value_and_grad gives; the key is passed on only if there is one.
         reduction: "mean" for a loss that averages over the examples, "sum" for one that adds.
 
     Raises:
@@ -70,6 +71,7 @@ def accumulate_gradients(
         )
 
     def evaluate(params, x, target, key=None):
+        x, target = jnp.asarray(x), jnp.asarray(target)
         num_examples = _count_examples("accumulate_gradients", x, target)
         if num_examples % count:
             raise ValueError(
@@ -81,9 +83,9 @@ def accumulate_gradients(
         ]
 
         def evaluate_part(index):
-            part_key = None if key is None else jax.random.fold_in(key, index)
             part = [jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in parts]
-            return loss_and_grads_fn(params, *part, part_key)
+            part_key = () if key is None else (jax.random.fold_in(key, index),)
+            return loss_and_grads_fn(params, *part, *part_key)
 
         def add_part(total, index):
             return jax.tree.map(lambda a, b: a + widen(b), total, evaluate_part(index)), None

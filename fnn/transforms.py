@@ -4,6 +4,7 @@ A layer is three functions, so a function of layers can change how gradients are
 or routed. Each of these says what it changes, and nests with the others and with the combinators.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from fnn.layer import (
     check_layers,
     check_number,
     check_positive,
+    made_of,
     norm,
     note_on_error,
     shape_token,
@@ -42,10 +44,14 @@ def remat(layer: Layer) -> Layer:
         _, residuals = layer.forward(params, x, key)
         return layer.backward(params, residuals, dy)
 
-    def backward(params, residuals, dy):
-        return _computed_again(forward_and_backward, params, *residuals, dy)
+    @jax.jit
+    def again(*args):
+        return _computed_again(forward_and_backward, *args)
 
-    return Layer(layer.init, forward, backward)
+    def backward(params, residuals, dy):
+        return again(params, *residuals, dy)
+
+    return made_of((layer,), "remat", remat, Layer(layer.init, forward, backward))
 
 
 def repeat(layer: Layer, n: int) -> Layer:
@@ -106,7 +112,8 @@ def repeat(layer: Layer, n: int) -> Layer:
             dx, grads = jax.lax.scan(step, dy, (params, residuals), reverse=True)
         return grads, dx
 
-    return Layer(init, forward, backward)
+    rebuild = functools.partial(repeat, n=n)
+    return made_of((layer,), "repeat", rebuild, Layer(init, forward, backward))
 
 
 def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
@@ -142,10 +149,12 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     def backward(params, residuals, dy):
         residuals, token = residuals
         grads, dx = layer.backward(convert(params), residuals, convert(dy))
-        grads = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
+        grads = jax.tree.map(lambda grad, leaf: grad.astype(jnp.asarray(leaf).dtype), grads, params)
         return grads, dx.astype(token.dtype)
 
-    return Layer(layer.init, forward, backward)
+    rebuild = functools.partial(with_compute_dtype, dtype=dtype)
+    whole = Layer(layer.init, forward, backward)
+    return made_of((layer,), "with_compute_dtype", rebuild, whole)
 
 
 def freeze(layer: Layer) -> Layer:
@@ -163,13 +172,14 @@ def freeze(layer: Layer) -> Layer:
         grads, dx = layer.backward(params, residuals, dy)
         return jax.tree.map(jnp.zeros_like, grads), dx
 
-    return layer._replace(backward=backward)
+    return made_of((layer,), "freeze", freeze, layer._replace(backward=backward))
 
 
 def scale_gradient(layer: Layer, factor: float | jax.Array) -> Layer:
     """The layer with factor * dx for dx; -1 reverses the gradient (Ganin and Lempitsky, 2015).
 
-    Changes dx, and so the gradients of all that comes before the layer; not its own grads.
+    Changes dx, and so the gradients of all that comes before the layer; not its own grads. The dx
+    of integers, 0, stays as it is.
 
     Raises:
         ValueError: `layer` is not a Layer; factor is not a finite number (a traced one passes).
@@ -179,15 +189,17 @@ def scale_gradient(layer: Layer, factor: float | jax.Array) -> Layer:
 
 
 def clip_gradient(
-    layer: Layer, max_norm: float | jax.Array, *, axis: int | tuple[int, ...] = -1
+    layer: Layer, max_norm: float | jax.Array, *, axis: int | tuple[int, ...] | None = None
 ) -> Layer:
     """The layer with dx * min(1, max_norm / norm) for dx, norm being that of each example's dx.
 
-    Changes dx, and so the gradients of all that comes before the layer; not its own grads.
+    Changes dx, and so the gradients of all that comes before the layer; not its own grads. The dx
+    of integers, 0, stays as it is.
 
     Args:
-        axis: what the norm is taken over, one example: the features of x (..., features) by
-            default; (-3, -2, -1) for images (..., height, width, channels).
+        axis: what the norm is taken over, one example. By default all axes but the first, the
+            batch, or the only axis there is. For an example without a batch, as under jax.vmap,
+            name its axes: (-3, -2, -1) for an image (height, width, channels).
 
     Raises:
         ValueError: `layer` is not a Layer; max_norm is not a finite number above 0 (a traced one
@@ -198,7 +210,8 @@ def clip_gradient(
     def clip(dx):
         finite = jnp.finfo(dx.dtype)
         limit = jnp.clip(jnp.asarray(max_norm, dx.dtype), finite.tiny, finite.max)
-        return dx * (limit / jnp.maximum(norm(dx, axis), limit))
+        own = tuple(range(dx.ndim > 1, dx.ndim)) if axis is None else axis
+        return dx * (limit / jnp.maximum(norm(dx, own), limit))
 
     return _with_dx("clip_gradient", layer, clip)
 
@@ -235,7 +248,7 @@ def per_example(layer: Layer) -> Layer:
         dy = check_array("per_example", "dy", dy, token.shape[1:], token.dtype)
         return jax.vmap(layer.backward, (None, 0, 0))(params, residuals, dy)
 
-    return Layer(layer.init, forward, backward)
+    return made_of((layer,), "per_example", per_example, Layer(layer.init, forward, backward))
 
 
 def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
@@ -274,11 +287,13 @@ def _with_dx(name, layer, change):
 
     def backward(params, residuals, dy):
         grads, dx = layer.backward(params, residuals, dy)
+        if not _floating(dx):
+            return grads, dx
         with note_on_error(f"in {name}, backward"):
-            dx = check_array(name, "dx", dx, (...,))
             return grads, change(widen(dx)).astype(dx.dtype)
 
-    return layer._replace(backward=backward)
+    rebuild = functools.partial(_with_dx, name, change=change)
+    return made_of((layer,), name, rebuild, layer._replace(backward=backward))
 
 
 def _each_once(tree):

@@ -1,5 +1,6 @@
 """observe reports what passes through a model, and find_nonfinite what first goes wrong."""
 
+import collections
 import functools
 
 import chex
@@ -28,27 +29,36 @@ def recorder():
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_every_layer_of_nested_sequentials_reports_what_passes(wrap):
-    linear = fnn.Linear(3, 2)
-    model = fnn.Sequential(fnn.Tanh(), fnn.Sequential(fnn.remat(linear)))
+def test_every_layer_and_what_is_around_it_reports_what_passes(wrap):
+    linear = fnn.Linear(3, 3)
+    parallel = fnn.Parallel(fnn.freeze(fnn.Linear(3, 1)), fnn.Linear(3, 1))
+    model = fnn.Sequential(
+        fnn.Tanh(), fnn.repeat(fnn.Residual(fnn.Sequential(linear)), 2), parallel
+    )
     reports, callback = recorder()
     params = model.init(key)
     plain = fnn.loss_and_grads(model, mse)(params, x, target)
     observed = wrap(fnn.loss_and_grads(fnn.observe(model, callback), mse))(params, x, target)
     jax.effects_barrier()
     chex.assert_trees_all_close(observed, plain, rtol=1e-6)
-    places = sorted(report[:2] for report in reports)
-    assert places == [
-        ("0 Tanh()", "backward"),
-        ("0 Tanh()", "forward"),
-        ("1.0 remat", "backward"),
-        ("1.0 remat", "forward"),
-        ("1.0 remat", "grads"),
-        ("1.0 remat", "parameters"),
-    ]
+    counts = collections.Counter(report[:2] for report in reports)
+    around = ["forward", "grads", "backward"]
+    everything = ["parameters", *around]
+    assert counts == {
+        ("0 Tanh()", "forward"): 1,
+        ("0 Tanh()", "backward"): 1,
+        **{("1.repeat.Residual.0 Linear(3, 3)", direction): 2 for direction in everything},
+        **{("1.repeat Residual", direction): 2 for direction in around},
+        **{("1 repeat", direction): 1 for direction in around},
+        **{("2.Parallel.0.freeze Linear(3, 1)", direction): 1 for direction in everything},
+        **{("2.Parallel.0 freeze", direction): 1 for direction in around},
+        **{("2.Parallel.1 Linear(3, 1)", direction): 1 for direction in everything},
+        **{("2 Parallel", direction): 1 for direction in around},
+    }
     norms = {report[:2]: report[2] for report in reports}
-    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(plain[1])])
-    assert abs(norms["1.0 remat", "grads"] - jnp.linalg.norm(flat)) < 1e-6
+    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(plain[1][1])])
+    assert abs(norms["1 repeat", "grads"] - jnp.linalg.norm(flat)) < 1e-6
+    assert norms["2.Parallel.0 freeze", "grads"] == 0 < norms["2 Parallel", "grads"]
     assert abs(norms["0 Tanh()", "forward"] - jnp.linalg.norm(jnp.tanh(x).ravel())) < 1e-6
     assert all(report[3] == 0 for report in reports)
 
@@ -62,15 +72,24 @@ def test_a_single_layer_is_observed_and_under_vmap_once_an_example():
     assert sorted(report[3] for report in reports) == [0, 0, 1]
 
 
-def test_a_replaced_backward_stays_and_the_layers_inside_report_forward():
+def test_of_what_has_another_backward_the_parts_are_not_opened():
     reports, callback = recorder()
     inner = fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh())
-    model = fnn.observe(fnn.Sequential(fnn.freeze(inner), fnn.Linear(3, 2)), callback)
-    _, grads = fnn.loss_and_grads(model, mse)(model.init(key), x, target)
-    assert jnp.all(grads[0][0]["W"] == 0)
-    places = {report[:2] for report in reports}
-    assert {("0.0 Linear(3, 3)", "forward"), ("0.1 Tanh()", "forward")} < places
-    assert {("0 Sequential", "backward"), ("1 Linear(3, 2)", "backward")} < places
+    changed = inner._replace(backward=lambda params, residuals, dy: (params, dy))
+    model = fnn.observe(fnn.Sequential(changed, fnn.Linear(3, 2)), callback)
+    params = model.init(key)
+    _, grads = fnn.loss_and_grads(model, mse)(params, x, target)
+    chex.assert_trees_all_equal(grads[0], params[0])
+    assert {report[0] for report in reports} == {"0 Sequential", "1 Linear(3, 2)"}
+
+
+def test_an_observed_model_keeps_its_names_and_an_infinite_norm_is_no_nan():
+    reports, callback = recorder()
+    layer = fnn.observe(fnn.observe(fnn.Linear(3, 2), callback), callback)
+    with jax.debug_nans(True):
+        layer.forward(layer.init(key), x.at[0, 0].set(jnp.inf))
+    assert {report[0] for report in reports} == {"Linear(3, 2)"}
+    assert reports[-1] == ("Linear(3, 2)", "forward", jnp.inf, 2)
 
 
 NETWORK = fnn.Sequential(make_network(), fnn.Tanh())
@@ -94,12 +113,23 @@ def broken(direction):
     def backward(params, residuals, dy):
         grads, dx = linear.backward(params, residuals, dy)
         if direction == "grads":
-            return jax.tree.map(lambda leaf: leaf * jnp.inf, grads), dx
-        return grads, (dx * jnp.inf if direction == "backward" else dx)
+            grads = jax.tree.map(lambda leaf: leaf * jnp.inf, grads)
+        return grads, (dx if direction == "forward" else dx * jnp.inf)
 
     layers = [fnn.Linear(3, 8), fnn.LeakyReLU(), fnn.Layer(linear.init, forward, backward)]
     network = fnn.Sequential(*layers, fnn.Tanh(), fnn.Linear(5, 2))
     return {"model": fnn.Sequential(network, fnn.Tanh())}
+
+
+def repeated(change):
+    """A network of three equal blocks, some of whose weights are changed."""
+    blocks = fnn.repeat(fnn.remat(fnn.Residual(fnn.Linear(3, 3))), 3)
+    model = fnn.Sequential(fnn.Tanh(), blocks, fnn.Linear(3, 2))
+    params = model.init(key)
+    return {
+        "model": model,
+        "params": (params[0], {**params[1], "W": change(params[1]["W"])}, params[2]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -117,6 +147,18 @@ def broken(direction):
         (
             {"loss": mse._replace(backward=lambda residuals: residuals / 0)},
             ("loss", "backward"),
+        ),
+        (
+            {"model": fnn.with_compute_dtype(NETWORK, jnp.float16), **planted(1e30, 2, "W")},
+            ("with_compute_dtype.0.2 Linear(8, 5)", "parameters"),
+        ),
+        (
+            repeated(lambda leaf: leaf.at[1].set(jnp.nan)),
+            ("1.repeat.remat.Residual Linear(3, 3)", "parameters"),
+        ),
+        (
+            repeated(lambda leaf: 1e25 * leaf),
+            ("1.repeat.remat.Residual Linear(3, 3)", "forward"),
         ),
     ],
     ids=lambda part: " " if isinstance(part, dict) else str(part),

@@ -76,6 +76,22 @@ def test_16_bit_gradients_accumulate_in_float32():
     assert value.dtype == grads["W"].dtype == jnp.bfloat16
 
 
+def test_accumulate_gradients_takes_jax_value_and_grad_lists_and_integer_parameters():
+    params = {"W": jnp.ones((2, 1)), "n": jnp.arange(2)}
+
+    def value(params, x, target):
+        return jnp.mean((x @ params["W"] - target) ** 2)
+
+    def evaluate(params, x, target):
+        value_, grad = jax.value_and_grad(lambda W: value({"W": W}, x, target))(params["W"])
+        return value_, {"W": grad, "n": jnp.zeros_like(params["n"])}
+
+    x, target = [[1.0, 2.0], [3.0, 4.0]], [[1.0], [2.0]]
+    actual = fnn.accumulate_gradients(evaluate, 2)(params, x, target)
+    chex.assert_trees_all_close(actual, evaluate(params, jnp.array(x), jnp.array(target)))
+    chex.assert_trees_all_equal_dtypes(actual[1], params)
+
+
 def test_accumulate_gradients_refuses_what_it_cannot_divide():
     evaluate = fnn.loss_and_grads(model, mse)
     with pytest.raises(ValueError, match="a number of examples that 4 divides, got 23"):

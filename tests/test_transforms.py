@@ -168,6 +168,31 @@ def test_remat_keeps_x_alone():
     assert [leaf is x for leaf in jax.tree.leaves(residuals)] == [True]
 
 
+def test_remats_second_forward_pass_is_behind_a_barrier_where_a_gpu_runs_it():
+    """Without one XLA would find the first pass to have computed the same."""
+    layer = fnn.remat(block())
+    args = jax.eval_shape(lambda: inputs(layer, jnp.ones(())))
+    traced = jax.jit(lambda *args: passes(layer, *args)).trace(*args)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    (barrier,) = re.findall(r"optimization_barrier (.*) : ", program)
+    assert barrier.count("%") == len(jax.tree.leaves(args))
+
+
+def test_remats_second_forward_pass_is_traced_once_outside_of_jit_too():
+    calls = []
+
+    def forward(params, x, key=None):
+        calls.append(x)
+        return block().forward(params, x, key)
+
+    layer = fnn.remat(block()._replace(forward=forward))
+    args = inputs(layer, jnp.ones(()))
+    passes(layer, *args)
+    calls.clear()
+    passes(layer, *args)
+    assert len(calls) == 1
+
+
 # repeat
 
 
@@ -262,8 +287,8 @@ def test_scale_gradient_takes_traced_factors():
     assert jnp.all(scaled(0.0) == 0)
 
 
-def clip(dx, *args, **settings):
-    return fnn.clip_gradient(with_backward(dx), *args, **settings).backward((), (), dx)[1]
+def clip(dx, max_norm, **settings):
+    return fnn.clip_gradient(with_backward(dx), max_norm, **settings).backward((), (), dx)[1]
 
 
 def test_clip_gradient_bounds_every_examples_norm_alone():
@@ -278,14 +303,28 @@ def test_clip_gradient_bounds_every_examples_norm_alone():
     assert jnp.allclose(low, 1 / 64)
 
 
-def test_clip_gradient_of_images_takes_all_axes_of_one():
+def test_clip_gradient_takes_an_example_whole():
     dx = 9 * draw(1, (2, 4, 4, 3))
-    clipped = clip(dx, 1.0, axis=(-3, -2, -1))
-    for image, expected in zip(clipped, dx, strict=True):
+    for image, expected in zip(clip(dx, 1.0), dx, strict=True):
         assert jnp.allclose(image, expected / jnp.linalg.norm(expected.ravel()))
+    clip_one = functools.partial(clip, max_norm=1.0, axis=(-3, -2, -1))
+    assert jnp.allclose(jax.vmap(clip_one)(dx), clip(dx, 1.0))
+    for alone in (dx[0, 0, 0], dx[0, 0, 0, 0]):
+        assert jnp.allclose(jnp.linalg.norm(clip(alone, 1.0)), 1)
     with pytest.raises(ValueError, match="out of bounds") as info:
         clip(dx[0, 0], 1.0, axis=(-3, -2, -1))
     assert "in clip_gradient, backward" in info.value.__notes__
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: fnn.scale_gradient(f, 2.0), lambda f: fnn.clip_gradient(f, 1.0)]
+)
+def test_the_dx_of_integers_stays(wrap):
+    layer, x = wrap(fnn.Embedding(9, 3)), jnp.arange(4)
+    params = layer.init(key)
+    y, grads, dx = passes(layer, params, x, jnp.ones((4, 3)))
+    assert dx.dtype == x.dtype
+    assert not dx.any()
 
 
 # per_example
@@ -362,6 +401,7 @@ def test_as_jax_function_is_differentiated_by_the_layers_backward():
         (lambda: fnn.per_example(fnn.Tanh), "per_example: expected a Layer"),
         (lambda: fnn.as_jax_function(fnn.Tanh), "as_jax_function: expected a Layer"),
         (lambda: fnn.observe(fnn.Tanh, print), "observe: expected a Layer"),
+        (lambda: fnn.observe(fnn.Tanh(), None), "observe: expected callback to be a function"),
     ],
 )
 def test_transforms_refuse_what_makes_no_sense(make, message):
