@@ -15,8 +15,8 @@ from fnn.layer import (
     check_array,
     check_integer,
     check_nonnegative,
-    check_tree,
     widen,
+    without_params,
 )
 
 
@@ -61,7 +61,8 @@ def Sigmoid() -> Layer:
 def ELU(alpha: float = 1.0) -> Layer:
     """y = x where x > 0, else alpha (exp(x) - 1); dx = dy where y > 0, else dy (y + alpha).
 
-    Clevert et al., 2016. Any shape; params ().
+    Clevert et al., 2016. Any shape; params (). From a y of 16 bits, dx is inexact where x is far
+    below 0, the price of keeping y alone.
 
     Raises:
         ValueError: alpha is negative or not a finite number. A traced one passes.
@@ -79,7 +80,10 @@ def ELU(alpha: float = 1.0) -> Layer:
 
 
 def Softplus() -> Layer:
-    """y = log(1 + exp(x)); dx = dy (1 - exp(-y)). Any shape; params ()."""
+    """y = log(1 + exp(x)); dx = dy (1 - exp(-y)). Any shape; params ().
+
+    PyTorch's returns x itself above 20.
+    """
     return _keep_y("Softplus()", jax.nn.softplus, lambda y, dy: -dy * jnp.expm1(-y))
 
 
@@ -124,7 +128,8 @@ def SiLU() -> Layer:
 def Softmax(axis: int = -1) -> Layer:
     """y = exp(x) / sum of exp(x) along the axis; dx = y (dy - sum of dy y).
 
-    Any shape with that axis; params (). 16-bit numbers are computed in float32.
+    Any shape with that axis; params (). 16-bit numbers are computed in float32. Equal infinite x
+    share the whole.
 
     Raises:
         ValueError: axis is not an integer, or x has no such axis.
@@ -194,16 +199,19 @@ def _gated(
 ) -> Layer:
     """The layer y = x g(x), dx = dy (g(x) + x g'(x)); gate(x) is (g(x), g'(x)).
 
-    Beyond -bound and bound, g is 0 and 1 to the last bit, and 0 times infinity is avoided.
+    Beyond -bound and bound, g is 0 and 1 to the last bit, and 0 times infinity is avoided. 16-bit
+    numbers are computed in float32.
     """
 
     def forward(x):
-        return jnp.maximum(x, -bound) * gate(jnp.clip(x, -bound, bound))[0], x
+        wide = widen(x)
+        y = jnp.maximum(wide, -bound) * gate(jnp.clip(wide, -bound, bound))[0]
+        return y.astype(x.dtype), x
 
     def pullback(x, dy):
-        x = jnp.clip(x, -bound, bound)
-        value, slope = gate(x)
-        return dy * (value + x * slope)
+        wide = jnp.clip(widen(x), -bound, bound)
+        value, slope = gate(wide)
+        return (widen(dy) * (value + wide * slope)).astype(x.dtype)
 
     return _activation(name, forward, pullback)
 
@@ -228,15 +236,10 @@ def _activation(
 ) -> Layer:
     """The layer (y, kept) = function(x), dx = pullback(kept, dy); kept is of y's shape."""
 
-    def init(key):
-        return ()
-
-    def forward(params, x, key=None):
-        check_tree(name, "params", params, ())
+    def forward(x, key):
         return function(check_array(name, "x", x, (...,)))
 
-    def backward(params, kept, dy):
-        check_tree(name, "params", params, ())
-        return (), pullback(kept, check_array(name, "dy", dy, kept.shape, kept.dtype))
+    def backward(kept, dy):
+        return pullback(kept, check_array(name, "dy", dy, kept.shape, kept.dtype))
 
-    return Layer(init, forward, backward)
+    return without_params(name, forward, backward)

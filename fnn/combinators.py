@@ -62,11 +62,10 @@ def Residual(layer: Layer) -> Layer:
     check_layers("Residual", (layer,))
 
     def forward(params, x, key=None):
-        x = jnp.asarray(x)
+        x = check_array("Residual", "x", x, (...,))
         with note_on_error("in Residual, forward"):
             y, residuals = layer.forward(params, x, key)
-            x = check_array("Residual", "x", x, y.shape, y.dtype)
-        return x + y, residuals
+        return x.astype(y.dtype) + check_array("Residual", "the layer's y", y, x.shape), residuals
 
     def backward(params, residuals, dy):
         with note_on_error("in Residual, backward"):

@@ -18,6 +18,7 @@ from fnn.layer import (
     check_tree,
     shape_token,
     widen,
+    without_params,
 )
 
 Pair = int | tuple[int, int]
@@ -83,6 +84,8 @@ def Conv2d(
     def geometry(x):
         """Each spatial axis's zeros (before, after), and y's size."""
         size = x.shape[-3:-1]
+        if 0 in size:
+            raise ValueError(f"{name}: expected x with rows and columns, got {x.shape}")
         pads = padding
         if isinstance(padding, str):
             pads = jax.lax.padtype_to_pads(size, kernel, strides, padding)
@@ -170,18 +173,34 @@ def MaxPool2d(window: Pair, stride: Pair | None = None) -> Layer:
             another shape or are not floating.
     """
 
+    def place_dtype(count):
+        return jnp.uint8 if count <= 256 else jnp.int32
+
+    def numbers(blocks, dtype):
+        """The number of each value's place in its window."""
+        height, width = blocks.shape[-4], blocks.shape[-2]
+        places = jnp.arange(height * width, dtype=dtype).reshape(height, 1, width, 1)
+        return jnp.broadcast_to(places, blocks.shape)
+
     def reduce(values):
         y = functools.reduce(jnp.maximum, values)
         last = len(values) - 1
-        winner = jnp.full(y.shape, last, jnp.uint8 if last < 256 else jnp.int32)
+        winner = jnp.full(y.shape, last, place_dtype(len(values)))
         for number in reversed(range(last)):
             winner = jnp.where(values[number] < y, winner, number)
         return y, winner
 
-    def spread(winner, dy, count):
-        return [jnp.where(winner == number, dy, 0) for number in range(count)]
+    def reduce_blocks(blocks):
+        y, axes, count = jnp.max(blocks, (-4, -2)), (-4, -2), blocks.shape[-4] * blocks.shape[-2]
+        below = blocks < jnp.expand_dims(y, axes)
+        winner = jnp.min(jnp.where(below, count - 1, numbers(blocks, jnp.int32)), axes)
+        return y, winner.astype(place_dtype(count))
 
-    return _pool("MaxPool2d", window, stride, reduce, spread)
+    def spread(winner, dys):
+        is_winner = jnp.expand_dims(winner, (-4, -2)) == numbers(dys, winner.dtype)
+        return jnp.where(is_winner, dys, 0)
+
+    return _pool("MaxPool2d", window, stride, reduce, reduce_blocks, spread)
 
 
 def AvgPool2d(window: Pair, stride: Pair | None = None) -> Layer:
@@ -196,93 +215,97 @@ def AvgPool2d(window: Pair, stride: Pair | None = None) -> Layer:
     def reduce(values):
         return sum(map(widen, values)) / len(values), ()
 
-    def spread(kept, dy, count):
-        return [dy / count] * count
+    def reduce_blocks(blocks):
+        return jnp.mean(widen(blocks), (-4, -2)), ()
 
-    return _pool("AvgPool2d", window, stride, reduce, spread)
+    def spread(kept, dys):
+        return dys / (dys.shape[-4] * dys.shape[-2])
+
+    return _pool("AvgPool2d", window, stride, reduce, reduce_blocks, spread)
 
 
-def Flatten() -> Layer:
-    """y = x with its last three axes, an image's height, width and channels, as one; dx = dy.
+def Flatten(*, num_axes: int = 3) -> Layer:
+    """y = x with its last num_axes axes as one; dx = dy.
 
-    Shapes: x (..., height, width, channels), y (..., height * width * channels); params (). Axes
-    before the image stay, so that an image without a batch axis is flattened as any other.
+    Shapes: x (..., height, width, channels), y (..., height * width * channels) by default; params
+    (). Axes before them stay, so that an image without a batch axis is flattened as any other.
 
     Raises:
-        ValueError: x has fewer than three axes; dy has another shape than y.
+        ValueError: num_axes is not a positive integer; x has fewer axes; dy has another shape
+            than y.
     """
-    name = "Flatten()"
+    num_axes = check_integer("Flatten", "num_axes", num_axes, 1)
+    name = "Flatten()" if num_axes == 3 else f"Flatten(num_axes={num_axes})"
+    axes = ("height", "width", "channels") if num_axes == 3 else tuple("n" * num_axes)
 
-    def init(key):
-        return ()
+    def forward(x, key):
+        x = check_array(name, "x", x, (..., *axes))
+        return x.reshape(*x.shape[:-num_axes], math.prod(x.shape[-num_axes:])), shape_token(x)
 
-    def forward(params, x, key=None):
-        check_tree(name, "params", params, ())
-        x = check_array(name, "x", x, (..., "height", "width", "channels"))
-        return x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])), shape_token(x)
+    def backward(token, dy):
+        shape = token.shape[1:]
+        y_shape = *shape[:-num_axes], math.prod(shape[-num_axes:])
+        return check_array(name, "dy", dy, y_shape, token.dtype).reshape(shape)
 
-    def backward(params, token, dy):
-        check_tree(name, "params", params, ())
-        *leading, height, width, channels = token.shape[1:]
-        size = height * width * channels
-        dy = check_array(name, "dy", dy, (*leading, size), token.dtype)
-        return (), dy.reshape(token.shape[1:])
-
-    return Layer(init, forward, backward)
+    return without_params(name, forward, backward)
 
 
-def _pool(kind, window, stride, reduce, spread):
+def _pool(kind, window, stride, reduce, reduce_blocks, spread):
     """The layer that reduces windows.
 
-    reduce(values) -> (y, kept): values are the parts of x at one place of every window each;
-    spread(kept, dy, count) -> their cotangents, for the `count` places of a window.
+    reduce(values) -> (y, kept): values are the parts of x at one place of every window each.
+    reduce_blocks(blocks) -> the same of windows side by side, in an array of shape
+    (..., out_height, window height, out_width, window width, channels), for windows of many
+    places: neither the program nor its cost grow with them.
+    spread(kept, dys) -> the cotangents of all values; dys is dy, broadcast to the blocks' shape.
     """
     window = _pair(kind, "window", window, 1)
     strides = window if stride is None else _pair(kind, "stride", stride, 1)
     name = f"{kind}({window}, {strides})"
     places = list(product(*map(range, window)))
-
-    def init(key):
-        return ()
+    (h, w), (s, t) = window, strides
 
     def count_windows(shape):
-        return tuple(
-            (n - w) // s + 1 for n, w, s in zip(shape[-3:-1], window, strides, strict=True)
-        )
+        return (shape[-3] - h) // s + 1, (shape[-2] - w) // t + 1
 
-    def forward(params, x, key=None):
-        check_tree(name, "params", params, ())
+    def pad(array, rows, columns):
+        config = [*[(0, 0, 0)] * (array.ndim - 3), rows, columns, (0, 0, 0)]
+        return jax.lax.pad(array, jnp.zeros((), array.dtype), config)
+
+    def forward(x, key):
         x = check_array(name, "x", x, (..., "height", "width", "channels"))
-        out = count_windows(x.shape)
-        if min(out) < 1:
+        n, m = count_windows(x.shape)
+        if min(n, m) < 1:
             raise ValueError(f"{name}: expected x no smaller than the window, got {x.shape}")
-        values = []
-        for place in places:
-            value = x
-            for axis, start, n, s in zip((-3, -2), place, out, strides, strict=True):
-                limit = start + (n - 1) * s + 1
-                value = jax.lax.slice_in_dim(value, start, limit, s, value.ndim + axis)
-            values.append(value)
-        y, kept = reduce(values)
+        if strides == window and len(places) > 4:
+            rows = x[..., : n * h, : m * w, :].reshape(*x.shape[:-3], n, h, m * w, x.shape[-1])
+            y, kept = reduce_blocks(rows.reshape(*rows.shape[:-2], m, w, x.shape[-1]))
+        else:
+            stops = (n - 1) * s + 1, (m - 1) * t + 1
+            y, kept = reduce(
+                [x[..., i : i + stops[0] : s, j : j + stops[1] : t, :] for i, j in places]
+            )
         return y.astype(x.dtype), (kept, shape_token(x))
 
-    def backward(params, residuals, dy):
-        check_tree(name, "params", params, ())
+    def backward(residuals, dy):
         kept, token = residuals
         *leading, height, width, channels = token.shape[1:]
-        out = count_windows(token.shape)
-        dy = check_array(name, "dy", dy, (*leading, *out, channels), token.dtype)
-        parts = []
-        for place, part in zip(places, spread(kept, dy, len(places)), strict=True):
-            pads = [
-                (start, size - start - (n - 1) * s - 1, s - 1)
-                for start, size, n, s in zip(place, (height, width), out, strides, strict=True)
-            ]
-            config = [*[(0, 0, 0)] * len(leading), *pads, (0, 0, 0)]
-            parts.append(jax.lax.pad(widen(part), jnp.zeros((), widen(part).dtype), config))
-        return (), sum(parts).astype(dy.dtype)
+        n, m = count_windows(token.shape)
+        dy = check_array(name, "dy", dy, (*leading, n, m, channels), token.dtype)
+        dys = jnp.expand_dims(dy, (-4, -2))
+        values = spread(kept, jnp.broadcast_to(dys, (*leading, n, h, m, w, channels)))
+        if strides == window:
+            rows = values.reshape(*leading, n * h, m, w, channels)
+            dx = rows.reshape(*leading, n * h, m * w, channels)
+            return pad(dx, (0, height - n * h, 0), (0, width - m * w, 0))
+        rest = height - (n - 1) * s - 1, width - (m - 1) * t - 1
+        parts = [
+            pad(values[..., i, :, j, :], (i, rest[0] - i, s - 1), (j, rest[1] - j, t - 1))
+            for i, j in places
+        ]
+        return sum(map(widen, parts)).astype(dy.dtype)
 
-    return Layer(init, forward, backward)
+    return without_params(name, forward, backward)
 
 
 def _pair(name, what, value, low):

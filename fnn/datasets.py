@@ -72,14 +72,14 @@ def load_idx(path: str | os.PathLike, *, examples: Sequence[int] | None = None) 
 
 
 def idx_shape(path: str | os.PathLike) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the array in an IDX file, of which only the header is read.
+    """Shape and dtype of the array in an IDX file, of which nothing is kept.
 
     Raises:
         OSError: the file cannot be opened or read.
-        ValueError: it is no such file, or not compressed and longer or shorter than its header
-            says; the message names the file.
+        ValueError: as load_idx.
     """
-    with _open_idx(path) as (_, typecode, shape):
+    with _open_idx(path) as (file, typecode, shape):
+        _read_idx(file, typecode, shape, examples=())
         return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(typecode))
 
 
@@ -98,7 +98,8 @@ def _open_idx(path):
 def _read_header(file, is_compressed):
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES:
-        raise ValueError(f"expected an IDX file, got one that begins with bytes {magic.hex(' ')}")
+        begins = f"begins with bytes {magic.hex(' ')}" if magic else "is empty"
+        raise ValueError(f"expected an IDX file, got one that {begins}")
     lengths = file.read(4 * magic[3])
     if len(lengths) < 4 * magic[3]:
         raise ValueError(f"expected the lengths of {magic[3]} axes, got {len(lengths)} bytes")

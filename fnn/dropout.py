@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, check_nonnegative, check_tree, shape_token
+from fnn.layer import Layer, check_array, check_nonnegative, shape_token, without_params
 
 
 def Dropout(rate: float) -> Layer:
@@ -26,25 +26,20 @@ def Dropout(rate: float) -> Layer:
             raise ValueError(f"Dropout: expected rate to be a number from 0 to 1, got {rate!r}")
     name = f"Dropout({rate})"
 
-    def init(key):
-        return ()
-
     def drop(mask, values):
         kept = jnp.asarray(1 - rate, values.dtype)
         return jnp.where(mask, values / jnp.where(kept > 0, kept, 1), 0)
 
-    def forward(params, x, key=None):
-        check_tree(name, "params", params, ())
+    def forward(x, key):
         x = check_array(name, "x", x, (...,))
         if key is None:
             return x, (None, shape_token(x))
         mask = jax.random.bernoulli(key, 1 - rate, x.shape)
         return drop(mask, x), (mask, shape_token(x))
 
-    def backward(params, residuals, dy):
-        check_tree(name, "params", params, ())
+    def backward(residuals, dy):
         mask, token = residuals
         dy = check_array(name, "dy", dy, token.shape[1:], token.dtype)
-        return (), dy if mask is None else drop(mask, dy)
+        return dy if mask is None else drop(mask, dy)
 
-    return Layer(init, forward, backward)
+    return without_params(name, forward, backward)

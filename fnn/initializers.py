@@ -2,7 +2,8 @@
 
 A matrix has shape (dim_out, dim_in): its fan_in is the second axis and its fan_out the first. A
 kernel of a convolution has shape (height, width, channels_in, channels_out): its fans are the
-channels times height times width.
+channels times height times width. Those that scale by a fan, and orthogonal, raise a ValueError
+for a shape of fewer than two axes.
 """
 
 from collections.abc import Callable
@@ -78,5 +79,7 @@ def _scaled(scale, mode, distribution, key, shape, dtype):
 def _axes(shape):
     """The axes (in, out) of a matrix (out, in) or of a kernel (..., in, out)."""
     if len(shape) < 2:
-        raise ValueError(f"expected the shape of a matrix or of a kernel, got {tuple(shape)}")
+        raise ValueError(
+            f"initializers: expected the shape of a matrix or of a kernel, got {tuple(shape)}"
+        )
     return (1, 0) if len(shape) == 2 else (len(shape) - 2, len(shape) - 1)

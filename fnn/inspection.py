@@ -3,14 +3,14 @@
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.combinators import Sequential
-from fnn.layer import Layer, parts_of
+from fnn.layer import Layer, check_integer, parts_of
 
 
 def count_params(params: Any) -> int:
@@ -28,8 +28,12 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     transform makes is one row. Nothing is computed: jax.eval_shape tells the shapes.
 
     Raises:
-        ValueError: what the layers raise for an x of this shape and dtype.
+        ValueError: x_shape is no sequence of integers >= 0; what the layers raise for an x of this
+            shape and dtype.
     """
+    if not isinstance(x_shape, Sequence):
+        raise ValueError(f"summary: expected x_shape to be a sequence, got {x_shape!r}")
+    x_shape = tuple(check_integer("summary", "each length in x_shape", n, 0) for n in x_shape)
     rows, seen = [], {}
 
     def counted(place, kind, layer):

@@ -42,6 +42,27 @@ class Layer(NamedTuple):
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 
 
+def without_params(
+    name: str,
+    forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+    backward: Callable[[Any, jax.Array], jax.Array],
+) -> Layer:
+    """The layer with params () of forward(x, key) -> (y, residuals), backward(residuals, dy) -> dx."""
+
+    def init(key):
+        return ()
+
+    def checked_forward(params, x, key=None):
+        check_tree(name, "params", params, ())
+        return forward(x, key)
+
+    def checked_backward(params, residuals, dy):
+        check_tree(name, "params", params, ())
+        return (), backward(residuals, dy)
+
+    return Layer(init, checked_forward, checked_backward)
+
+
 class Parts(NamedTuple):
     """What a layer is made of: its kind, and the layers that rebuild(*layers) makes it of."""
 
@@ -71,7 +92,7 @@ def check_array(
     Raises ValueError unless it is floating point and of `shape`, in which a leading Ellipsis
     stands for any number of axes and a name for an axis of any length.
     """
-    array = jnp.asarray(array)
+    array = _as_array(name, what, array)
     lengths, num_leading = shape, 0
     if shape[:1] == (...,):
         lengths, num_leading = shape[1:], array.ndim - len(shape) + 1
@@ -119,7 +140,8 @@ def check_integer(name: str, what: str, value: Any, low: int, high: float = math
     except TypeError:
         integer = None
     if integer is None or not low <= integer <= high:
-        span = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
+        span = "an integer" if low == -math.inf else f"an integer >= {low}"
+        span = span if high == math.inf else f"an integer from {low} to {high}"
         raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
     return integer
 
@@ -153,10 +175,17 @@ def check_positive(name: str, what: str, value: Any) -> None:
 
 def check_integers(name: str, what: str, array: Any) -> jax.Array:
     """`array` as a jax array; raises ValueError unless it is of an integer dtype."""
-    array = jnp.asarray(array)
+    array = _as_array(name, what, array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"{name}: expected {what} of an integer dtype, got {array.dtype}")
     return array
+
+
+def _as_array(name, what, array):
+    try:
+        return jnp.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected {what} to be an array, got {array!r:.80}") from error
 
 
 def check_layers(name: str, layers: tuple[Any, ...]) -> None:

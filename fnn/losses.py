@@ -109,9 +109,10 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
 
     def probabilities(logits, target):
         target, expected = jnp.asarray(target), logits.shape[:-1]
-        if not jnp.issubdtype(target.dtype, jnp.integer):
+        is_label = jnp.issubdtype(target.dtype, jnp.integer)
+        if not is_label and target.shape == logits.shape:
             return check_array("CrossEntropyLoss", "target", target, logits.shape, logits.dtype)
-        if target.shape != expected:
+        if not is_label or target.shape != expected:
             raise ValueError(
                 f"CrossEntropyLoss: expected integer labels of shape {expected} or probabilities "
                 f"of shape {logits.shape}, got {target.dtype} of shape {target.shape}"

@@ -1,12 +1,14 @@
 """Normalization over the features of each example."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from fnn.layer import Layer, check_array, check_integer, check_nonnegative, check_tree, widen
 
 
-def LayerNorm(dim: int, eps: float = 1e-5) -> Layer:
+def LayerNorm(dim: int, eps: float = 1e-5, *, dtype: Any = jnp.float32) -> Layer:
     """y = n * scale + bias with n = (x - mean) / sqrt(variance + eps), over the last axis.
 
     Backward, with dn = dy * scale:
@@ -16,16 +18,16 @@ def LayerNorm(dim: int, eps: float = 1e-5) -> Layer:
     x is kept, and two numbers an example: the mean and the root's inverse. 16-bit numbers are
     computed in float32.
 
-    Shapes: x, y (..., dim); params {"scale": (dim,), "bias": (dim,)}, ones and zeros.
+    Shapes: x, y (..., dim); params {"scale": (dim,), "bias": (dim,)}, ones and zeros of `dtype`.
 
     Raises:
         ValueError: dim is not a positive integer; eps is negative or not finite; x, dy, params
             or residuals have another shape or are not floating.
     """
-    return _normalization("LayerNorm", dim, eps, centered=True)
+    return _normalization("LayerNorm", dim, eps, dtype, centered=True)
 
 
-def RMSNorm(dim: int, eps: float = 1e-6) -> Layer:
+def RMSNorm(dim: int, eps: float = 1e-6, *, dtype: Any = jnp.float32) -> Layer:
     """y = n * scale with n = x / sqrt(mean(x^2) + eps), over the last axis.
 
     Backward, with dn = dy * scale: dx = (dn - n * mean(dn * n)) / sqrt(mean(x^2) + eps);
@@ -33,24 +35,24 @@ def RMSNorm(dim: int, eps: float = 1e-6) -> Layer:
 
     x is kept, and the root's inverse for each example. 16-bit numbers are computed in float32.
 
-    Shapes: x, y (..., dim); params {"scale": (dim,)}, ones.
+    Shapes: x, y (..., dim); params {"scale": (dim,)}, ones of `dtype`.
 
     Raises:
         ValueError: as LayerNorm.
     """
-    return _normalization("RMSNorm", dim, eps, centered=False)
+    return _normalization("RMSNorm", dim, eps, dtype, centered=False)
 
 
-def _normalization(kind, dim, eps, centered):
+def _normalization(kind, dim, eps, dtype, centered):
     dim = check_integer(kind, "dim", dim, 1)
     check_nonnegative(kind, "eps", eps)
     name = f"{kind}({dim})"
-    shape = jax.ShapeDtypeStruct((dim,), jnp.float32)
+    shape = jax.ShapeDtypeStruct((dim,), dtype)
     like = {"scale": shape, "bias": shape} if centered else {"scale": shape}
 
     def init(key):
-        scale = {"scale": jnp.ones(dim, jnp.float32)}
-        return {**scale, "bias": jnp.zeros(dim, jnp.float32)} if centered else scale
+        scale = {"scale": jnp.ones(dim, dtype)}
+        return {**scale, "bias": jnp.zeros(dim, dtype)} if centered else scale
 
     def mean(values):
         return jnp.mean(values, axis=-1, keepdims=True)

@@ -126,3 +126,19 @@ def test_bad_arguments_are_refused():
     for alpha in (-1.0, jnp.nan, "1"):
         with pytest.raises(ValueError, match="ELU: expected alpha to be a finite number >= 0"):
             fnn.ELU(alpha)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("make", [fnn.GELU, lambda: fnn.GELU("tanh"), fnn.SiLU])
+def test_gated_units_of_16_bits_are_exact_to_their_last_digit_far_out_too(make, dtype):
+    x = jnp.linspace(-6, 6, 201).astype(dtype)
+    dy = jnp.ones_like(x)
+    with jax.enable_x64(True):
+        results = []
+        for kind in (dtype, jnp.float64):
+            y, residuals = make().forward((), x.astype(kind))
+            dx = make().backward((), residuals, dy.astype(kind))[1]
+            results.append([a.astype(jnp.float64) for a in (y, dx)])
+        for actual, exact in zip(*results, strict=True):
+            error = jnp.abs(actual - exact)
+            assert jnp.all(error <= float(jnp.finfo(dtype).eps) * jnp.abs(exact) + 1e-6)

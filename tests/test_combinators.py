@@ -111,7 +111,7 @@ def test_branches_draw_and_drop_independently():
 def test_outputs_that_do_not_fit_are_refused(wrap):
     wide, flat = fnn.Linear(3, 4), fnn.Layer(lambda key: (), lambda p, x, key=None: (x[0], x), None)
     for layer, message in (
-        (fnn.Residual(wide), r"Residual: expected x of shape \(5, 4\), got \(5, 3\)"),
+        (fnn.Residual(wide), r"Residual: expected the layer's y of shape \(5, 3\), got \(5, 4\)"),
         (
             fnn.Parallel(wide, fnn.Tanh(), combine="sum"),
             "Parallel: expected outputs to sum of shapes",

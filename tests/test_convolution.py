@@ -1,9 +1,11 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 from cases import draw
+from test_costs import cost
 
 import fnn
 
@@ -43,6 +45,58 @@ def test_a_convolution_is_the_sum_of_its_definition():
         layer.backward(params, residuals, one)[0]["W"][..., 0].transpose(2, 0, 1), moved, atol=1e-6
     )
     assert dx.shape == x.shape
+
+
+@pytest.mark.parametrize("window", [(2, 2), (2, 3), (7, 5), (14, 15)])
+@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
+def test_windows_side_by_side_are_those_of_reduce_window(kind, window):
+    x = draw(1, (2, 15, 17, 3))
+    layer = getattr(fnn, kind)(window)
+    start, combine, scale = (-jnp.inf, jax.lax.max, 1)
+    if kind == "AvgPool2d":
+        start, combine, scale = (0.0, jax.lax.add, 1 / (window[0] * window[1]))
+
+    def reference(x):
+        sizes = 1, *window, 1
+        return scale * jax.lax.reduce_window(x, start, combine, sizes, sizes, "VALID")
+
+    @jax.jit
+    def both(x):
+        y, vjp = jax.vjp(reference, x)
+        ours, residuals = layer.forward((), x)
+        return (ours, layer.backward((), residuals, jnp.cos(y))[1]), (y, *vjp(jnp.cos(y)))
+
+    chex.assert_trees_all_close(*both(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
+def test_the_cost_of_windows_side_by_side_does_not_grow_with_them(kind):
+    def costs(size):
+        def passes(x):
+            y, residuals = layer.forward((), x)
+            return layer.backward((), residuals, y)
+
+        layer = getattr(fnn, kind)(size)
+        lowered = jax.jit(passes).lower(jax.ShapeDtypeStruct((4, 60, 60, 8), jnp.float32))
+        return cost(passes, jnp.ones((4, 60, 60, 8)))[0], len(lowered.as_text())
+
+    (flops, size), (most_flops, most_size) = costs(20), costs(3)
+    assert flops < 1.1 * most_flops
+    assert size < 1.1 * most_size
+
+
+def test_flatten_takes_as_many_axes_as_told():
+    layer, x = fnn.Flatten(num_axes=2), draw(1, (5, 3, 4))
+    y, residuals = layer.forward((), x)
+    assert jnp.all(y == x.reshape(5, 12))
+    assert jnp.all(layer.backward((), residuals, y)[1] == x)
+    with pytest.raises(ValueError, match=r"Flatten\(num_axes=2\): expected x of shape"):
+        layer.forward((), x[0, 0])
+
+
+def test_an_image_without_rows_is_refused():
+    with pytest.raises(ValueError, match="expected x with rows and columns"):
+        run(fnn.Conv2d(3, 4, 1, padding=3, stride=2), jnp.ones((2, 0, 5, 3)))
 
 
 def test_convolutions_of_both_passes_have_the_axes_that_are_fast_in_a_scan():

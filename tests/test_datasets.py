@@ -123,7 +123,7 @@ GOOD = idx_bytes(8, (2, 3), bytes(range(6)))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected an IDX file, got one that begins with"),
+        (b"", "expected an IDX file, got one that is empty"),
         (GOOD[:3], "expected an IDX file"),
         (b"PK" + GOOD, "begins with bytes 50 4b 00 00"),
         (idx_bytes(7, (1,), b"0"), "begins with bytes 00 00 07 01"),

@@ -87,3 +87,9 @@ def test_a_shape_that_does_not_fit_is_refused():
 def test_parameters_are_counted_in_any_tree():
     assert fnn.count_params(()) == 0
     assert fnn.count_params({"W": jnp.ones((3, 4)), "b": (jnp.ones(3), 1.0)}) == 16
+
+
+@pytest.mark.parametrize("x_shape", [3, None, (-1, 3), ("a", 3)])
+def test_what_is_no_shape_is_refused(x_shape):
+    with pytest.raises(ValueError, match="summary: expected .*x_shape"):
+        fnn.summary(fnn.Linear(3, 2), x_shape)

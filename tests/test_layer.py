@@ -102,3 +102,12 @@ def test_check_array_compares_shapes(shape, expected, fits):
     else:
         with pytest.raises(ValueError, match="name: expected x of shape"):
             check_array("name", "x", jnp.ones(shape), expected)
+
+
+@pytest.mark.parametrize("x", [None, "text", [[1.0], [2.0, 3.0]]])
+def test_what_is_no_array_is_refused_by_name(x):
+    for layer in (fnn.Linear(3, 2), fnn.Embedding(3, 2), fnn.Tanh()):
+        with pytest.raises(
+            ValueError, match=r"(Linear|Embedding)\(3, 2\)|Tanh\(\): expected x to be"
+        ):
+            layer.forward(layer.init(jax.random.key(0)), x)

@@ -58,3 +58,9 @@ def test_bad_arguments_are_refused(make):
             make(3, eps)
     with pytest.raises(ValueError, match=rf"{make.__name__}\(3\): expected x of shape \(..., 3\)"):
         make(3).forward(make(3).init(jax.random.key(0)), jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
+def test_parameters_have_the_dtype_asked_for(make):
+    for leaf in jax.tree.leaves(make(3, dtype=jnp.bfloat16).init(jax.random.key(0))):
+        assert leaf.dtype == jnp.bfloat16

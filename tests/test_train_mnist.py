@@ -313,6 +313,12 @@ BAD_FILES = {
         rewrite(TEST_LABELS, lambda content: content + b"0"),
         f"{TEST_LABELS}: expected 90 bytes for shape (90,), got more",
     ),
+    "lying-gzip": (
+        put(
+            TRAIN_IMAGES, gzip.compress(bytes.fromhex("00000803 7fffffff 00100000 0000001c") + b"0")
+        ),
+        f"{TRAIN_IMAGES}: expected 63050394753826816 bytes for shape (2147483647, 1048576, 28), got 1",
+    ),
     "truncated-gzip": (
         rewrite(TRAIN_IMAGES, lambda content: gzip.compress(content)[:1000]),
         f"{TRAIN_IMAGES}: Compressed file ended before",
