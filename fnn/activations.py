@@ -105,9 +105,9 @@ def GELU(approximate: str = "none") -> Layer:
         return jax.lax.erfc(-x / math.sqrt(2)) / 2, density
 
     def by_tanh(x):
-        scale = math.sqrt(2 / math.pi)
-        t = jnp.tanh(scale * (x + 0.044715 * x**3))
-        return (1 + t) / 2, (1 - t) * (1 + t) / 2 * scale * (1 + 3 * 0.044715 * jnp.square(x))
+        scale = 2 * math.sqrt(2 / math.pi)
+        s = jax.nn.sigmoid(scale * (x + 0.044715 * x**3))  # is (1 + tanh(u)) / 2, without its 1
+        return s, s * (1 - s) * scale * (1 + 3 * 0.044715 * jnp.square(x))
 
     return _gated(f"GELU({approximate!r})", exact if approximate == "none" else by_tanh, 40)
 
