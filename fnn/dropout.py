@@ -34,7 +34,9 @@ def Dropout(rate: float) -> Layer:
         x = check_array(name, "x", x, (...,))
         if key is None:
             return x, (None, shape_token(x))
-        mask = jax.random.bernoulli(key, 1 - rate, x.shape)
+        sharding = jax.typeof(x).sharding  # on a mesh of Explicit axes each device draws its own
+        numbers = jax.random.uniform(key, x.shape, jnp.float32, out_sharding=sharding)
+        mask = numbers < jnp.asarray(1 - rate, jnp.float32)
         return drop(mask, x), (mask, shape_token(x))
 
     def backward(residuals, dy):

@@ -4,25 +4,26 @@ limits, so that nothing waits for a process that is not there.
     options = parse_options()            # with add_options
     return distributed.run(train, options)
 
-Only the first process writes to --output and prints. The others do as it does, in a folder that is
-thrown away: training code is the same for all of them.
+Only the first process writes to --output, and only what it prints on stdout is shown.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
-import pathlib
+import signal
 import sys
-import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import command_line
 import jax
 import jax.numpy as jnp
+import resumable
 from command_line import Parser, UserError, positive_int
 from jax.experimental import multihost_utils
 
@@ -61,18 +62,19 @@ def add_options(parser: Parser) -> None:
 def check_options(parser: Parser, options: argparse.Namespace) -> None:
     """End with an error unless the options on processes fit together."""
     number, count = options.process_id, options.num_processes
-    if options.coordinator is not None:
-        host, _, port = options.coordinator.rpartition(":")
+    options.data_parallel |= options.coordinator is not None or count is not None
+    address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if options.data_parallel and address is not None:
+        host, _, port = address.rpartition(":")
         if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
-            parser.error(f"argument --coordinator: expected HOST:PORT, got {options.coordinator!r}")
-        options.data_parallel = True
+            parser.error(f"argument --coordinator: expected HOST:PORT, got {address!r}")
     if (count is None) != (number is None):
         parser.error("arguments --num-processes and --process-id: expected both or none")
     if count is not None and not 0 <= number < count:
         parser.error(
             f"argument --process-id: expected an integer from 0 to {count - 1}, got {number}"
         )
-    if count is not None and not (options.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ):
+    if count is not None and address is None:
         parser.error("argument --coordinator: expected HOST:PORT with --num-processes, got none")
 
 
@@ -81,53 +83,64 @@ def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) 
     if options.data_parallel and (problem := _connect(options)):
         command_line.tell(f"error: {problem}")
         return _leave(1)
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() > 0:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            options.output = pathlib.Path(folder)
-            stack.enter_context(_silence())
-        status = command_line.run(_told_of_others(work), options, options.output)
+    is_first = jax.process_index() == 0
+    with contextlib.nullcontext() if is_first else _silence():
+        folder = options.output if is_first else None
+        status = command_line.run(_with_others(work), options, folder)
     return _leave(status)
 
 
-def _told_of_others(work):
-    """work, whose errors say that other processes may be their cause, if there are any."""
+def _with_others(work):
+    """work, if all processes have the same options; errors of JAX may be of another process."""
 
-    def told(options):
+    def checked(options):
+        agree(options, "options", resumable.settings(options), options.checkpoint_every)
         try:
             return work(options)
-        except (UserError, OSError):
-            raise
-        except Exception as error:
+        except (RuntimeError, ValueError) as error:  # as JAX calls it depends on the operation
             if jax.process_count() == 1:
                 raise
             problem = f"another process may be gone: {error}"
             raise jax.errors.JaxRuntimeError(problem) from error
 
-    return told
+    return checked
+
+
+def agree(options: argparse.Namespace, what: str, *values: Any) -> None:
+    """Raise UserError in every process unless all of them have the same values."""
+    if jax.process_count() > 1:
+        checksum = zlib.crc32(repr(values).encode())
+        with epoch_deadline(options):
+            checksums = multihost_utils.process_allgather(jnp.uint32(checksum))
+        if (checksums != checksum).any():
+            raise UserError(f"the processes have different {what}")
 
 
 def _connect(options):
     """Finds the other processes, if there are any; what is wrong, if anything."""
     told = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    place = told or "the coordinator"
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait until the end
     try:
-        with deadline(
-            options.start_timeout, f"the processes did not all come to {told or 'the coordinator'}"
-        ):
+        with deadline(options.start_timeout, f"the processes did not all come to {place}"):
             jax.distributed.initialize(
                 options.coordinator,
                 options.num_processes,
                 options.process_id,
                 initialization_timeout=10 * options.start_timeout,
                 heartbeat_timeout_seconds=10 * options.epoch_timeout,
-                shutdown_timeout_seconds=10 * SECONDS_TO_LEAVE,
+                shutdown_timeout_seconds=options.epoch_timeout,
             )
-            if jax.process_count() > 1:
-                with _silence():  # Gloo tells on stdout that it is connected
-                    multihost_utils.sync_global_devices("start")
+            counts = collections.Counter(device.process_index for device in jax.devices())
+            if len({*counts.values()}) > 1:
+                return f"expected equally many devices in every process, got {[*counts.values()]}"
+            with _silence():  # Gloo tells on stdout that it is connected
+                largest(options, None)
     except (RuntimeError, ValueError) as error:
-        if told or isinstance(error, RuntimeError):
-            return f"cannot join the run at {told}: {str(error).splitlines()[0]}"
+        if "coordinator_address should be defined" not in str(error):  # no other processes
+            return f"cannot join the run at {place}: {str(error).splitlines()[0]}"
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     return None
 
 
@@ -181,6 +194,14 @@ def deadline(seconds: float, problem: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def describe() -> str:
+    """The devices of the run, as text."""
+    device, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
+    text = f"{device.platform} ({device.device_kind})"
+    text = f"{count} x {text}" if count > 1 else text
+    return f"{processes} processes, {text}" if processes > 1 else text
 
 
 def epoch_deadline(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:

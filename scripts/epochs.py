@@ -46,6 +46,8 @@ def run_epochs(
         print(f"resumed   {where}", flush=True)
 
     def write_metrics():
+        if jax.process_index() > 0:
+            return
         rows = ([epoch, *format_row(*metrics)] for epoch, metrics in enumerate(table, 1))
         write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
 
@@ -66,7 +68,8 @@ def run_epochs(
             number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
                 write_metrics()
-                resumable.store(options, jax.device_get(state), table)
+                if jax.process_index() == 0:
+                    resumable.store(options, jax.device_get(state), table)
                 number = distributed.largest(options, interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"

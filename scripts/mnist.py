@@ -1,6 +1,7 @@
 """Images and labels in four IDX files, as MNIST's, and networks that tell the classes apart."""
 
 import functools
+import math
 import pathlib
 import zlib
 from itertools import pairwise
@@ -8,6 +9,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 from command_line import UserError
+from jax.sharding import PartitionSpec
 
 import fnn
 
@@ -163,9 +165,20 @@ MODELS = {"mlp": make_mlp, "cnn": make_cnn}
 
 
 def evaluate(model: fnn.Layer, params, images, labels):
-    """Mean cross-entropy, accuracy, and the logits (n, classes), from a few images at a time."""
-    predict = functools.partial(fnn.predict, model, params)
-    logits = jax.lax.map(predict, images, batch_size=EVALUATED_AT_ONCE)
+    """Mean cross-entropy, accuracy, and the logits (n, classes), from a few images at a time.
+
+    Over a mesh each device looks at its own images.
+    """
+
+    def predict(params, images):
+        one_by_one = functools.partial(fnn.predict, model, params)
+        return jax.lax.map(one_by_one, images, batch_size=EVALUATED_AT_ONCE)
+
+    mesh, axes = fnn.sharding.sharded_axes(images)
+    if axes and len(images) % math.prod(mesh.shape[axis] for axis in axes) == 0:
+        specs = PartitionSpec(), PartitionSpec(axes)
+        predict = jax.shard_map(predict, mesh=mesh, in_specs=specs, out_specs=specs[1])
+    logits = predict(params, images)
     loss, _ = fnn.CrossEntropyLoss().forward(logits, labels)
     return loss, fnn.accuracy(logits, labels), logits
 

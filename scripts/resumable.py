@@ -49,7 +49,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 def store(options: argparse.Namespace, state: Any, table: list[list[float]]) -> None:
     """Write the checkpoint in --output: all that the rest of the run depends on.
 
-    The table has a row of metrics for each epoch so far.
+    The table has a row of metrics for each epoch so far. One process of several does.
     """
     note = {"settings": settings(options), "table": table}
     fnn.save(options.output / CHECKPOINT, state, note=note)
@@ -60,13 +60,14 @@ def restore(
 ) -> tuple[Any, list[list[float]]]:
     """What was last given to store, if there is a checkpoint and --resume is among the options.
 
-    Else the given state, that of the beginning, and an empty table. `columns` are the table's.
+    Else the given state, that of the beginning, and an empty table, as in all but the first of
+    several processes. `columns` are the table's.
 
     Raises:
         UserError: the checkpoint is not whole, or was made with other settings.
     """
     path = options.output / CHECKPOINT
-    if not (options.resume and path.exists()):
+    if not (options.resume and jax.process_index() == 0 and path.exists()):
         return state, []
     try:
         match fnn.read_note(path):

@@ -52,10 +52,6 @@ def describe(options, params, num_steps):
     """What is about to run, as text."""
     widths = "-".join(map(str, [2, *options.hidden, 2]))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    device = jax.devices()[0]
-    count = f"{jax.device_count()} x " if options.data_parallel else ""
-    if jax.process_count() > 1:
-        count = f"{jax.process_count()} processes, {count}"
     return f"""\
 network   {widths}, {options.activation}, sigmoid at the end: {num_params} parameters
 data      {options.train_size} training points, {options.test_size} test points
@@ -64,7 +60,7 @@ SGD       learning rate {options.learning_rate:g} ({options.schedule}), \
 momentum {options.momentum:g}, weight decay {options.weight_decay:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
-device    {count}{device.platform} ({device.device_kind})
+device    {distributed.describe()}
 output    {options.output}"""
 
 
@@ -143,6 +139,8 @@ def train(options, interruption):
         find_nonfinite=functools.partial(find_nonfinite, parts, epoch_key),
         interruption=interruption,
     )
+    if jax.process_index() > 0:
+        return status
     if problem:
         tell(f"{problem}; {options.output} has the results so far")
     params = jax.device_get(state.params)

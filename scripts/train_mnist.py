@@ -5,6 +5,7 @@ import functools
 import math
 import pathlib
 import time
+import zlib
 
 import distributed
 import epochs
@@ -78,7 +79,6 @@ def describe(options, model, image_shape, sizes, num_classes, num_steps):
     """What is about to run, as text; sizes are the numbers of images in the three sets."""
     height, width = image_shape
     num_training, num_validation, num_tests = sizes
-    device = jax.devices()[0]
     return f"""\
 {fnn.summary(model, (options.batch_size, height, width), jnp.uint8)}
 
@@ -88,7 +88,7 @@ Adam      learning rate {options.learning_rate:g} (cosine), \
 weight decay {options.weight_decay:g}, dropout {options.dropout:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
-device    {device.platform} ({device.device_kind})
+device    {distributed.describe()}
 output    {options.output}"""
 
 
@@ -126,6 +126,8 @@ def train(options, interruption):
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
     mesh = distributed.make_mesh(options, batch_size=options.batch_size)
     (path, labels), test_set, num_classes = mnist.read(options.data)
+    checksum = zlib.crc32(jax.device_get(labels))
+    distributed.agree(options, "images or labels", test_set[0].shape, checksum)
     numbers = jnp.arange(len(labels))
     sets = mnist.hold_out(split_key, numbers, labels, multiple=mesh.size if mesh else 1)
     sizes = [len(labels) for _, labels in (*sets, test_set)]
@@ -169,6 +171,8 @@ def train(options, interruption):
         find_nonfinite=functools.partial(find_nonfinite, data, epoch_key),
         interruption=interruption,
     )
+    if jax.process_index() > 0:
+        return status
     if problem:
         tell(f"{problem}; {options.output} has the results so far")
     state = jax.device_get(state)

@@ -1,5 +1,6 @@
 """Several processes over loopback: the numbers of one, and an end for all when one is missing."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -55,28 +57,31 @@ def free_port():
         return server.getsockname()[1]
 
 
-# train_disk.py, killed in the second of its checkpoints.
+# train_disk.py, killed in its twelfth epoch.
 VICTIM = """
 import os, signal, sys
-import resumable, train_disk
-store = resumable.store
-def store_once(options, state, table):
-    if len(table) > 5:
+import distributed, train_disk
+largest, calls = distributed.largest, []
+def largest_or_end(*arguments):
+    calls.append(arguments)
+    if len(calls) > 13:
         os.kill(os.getpid(), signal.SIGKILL)
-    store(options, state, table)
-resumable.store = store_once
+    return largest(*arguments)
+distributed.largest = largest_or_end
 sys.exit(train_disk.main())
 """
 
 
-def start_two(output, *arguments, second=(SCRIPT,)):
+def start_two(output, *arguments, programs=((SCRIPT,), (SCRIPT,)), of_second=()):
     """train_disk.py in two processes; the second one's --output is not to be written."""
     options = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
+    folders, more = (output, output.parent / "unused"), ((), of_second)
     return [
-        start([*program, *SMALL, *options, "--process-id", number, "--output", folder, *arguments])
-        for number, (program, folder) in enumerate(
-            [((SCRIPT,), output), (second, output.parent / "unused")]
+        start(
+            [*programs[number], *SMALL, *options, "--process-id", number]
+            + ["--output", folders[number], *arguments, *more[number]]
         )
+        for number in (0, 1)
     ]
 
 
@@ -153,7 +158,8 @@ def test_the_first_of_two_processes_prints_and_writes(undisturbed):
 
 def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(undisturbed, tmp_path):
     output = tmp_path / "first"
-    (status, _, errors), (killed, _, _) = finish(*start_two(output, second=("-c", VICTIM)))
+    programs = (SCRIPT,), ("-c", VICTIM)
+    (status, _, errors), (killed, _, _) = finish(*start_two(output, programs=programs))
     assert (status, killed) == (1, -signal.SIGKILL)
     assert errors.splitlines()[-1].startswith("train_disk.py: error: another process may be gone: ")
     shutil.copytree(output, tmp_path / "alone")
@@ -164,6 +170,68 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(undisturbed, 
     alone = [SCRIPT, *SMALL, "--data-parallel", "--resume", "--output", tmp_path / "alone"]
     ((status, _, errors),) = finish(start(alone, JAX_NUM_CPU_DEVICES="4"))
     assert (status, errors) == (0, "")
+
+
+def test_without_the_first_process_the_other_ends_too(tmp_path):
+    """By its own error, or aborted by JAX, which misses the coordinator."""
+    programs = ("-c", VICTIM), (SCRIPT,)
+    (killed, _, _), (status, _, errors) = finish(*start_two(tmp_path / "x", programs=programs))
+    assert killed == -signal.SIGKILL
+    assert status in (1, -signal.SIGABRT)
+    assert "died" in errors or "another process may be gone" in errors
+    assert "Traceback" not in errors
+
+
+def test_processes_with_different_options_end_before_they_train(tmp_path):
+    output = tmp_path / "first"
+    for status, _, errors in finish(*start_two(output, of_second=("--seed", 1))):
+        assert (status, errors) == (
+            2,
+            "train_disk.py: error: the processes have different options\n",
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (
+            (),
+            {"SLURM_PROCID": "2", "SLURM_NTASKS": "2"},
+            "cannot join the run at the coordinator: ",
+        ),
+        (
+            ("--num-processes", 2, "--process-id", 0),
+            {"JAX_COORDINATOR_ADDRESS": "here"},
+            "argument --coordinator: expected HOST:PORT, got 'here'",
+        ),
+    ],
+)
+def test_an_environment_of_no_run_is_refused(arguments, environment, message, tmp_path):
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
+    environment = {**(slurm if "SLURM_PROCID" in environment else {}), **environment}
+    command = [SCRIPT, *SMALL, "--data-parallel", *arguments, "--output", tmp_path]
+    ((status, text, errors),) = finish(start(command, **environment))
+    assert status in (1, 2)
+    assert text == ""
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_who_waits_for_others_can_be_interrupted(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    options = ["--coordinator", address, "--num-processes", 2, "--process-id", 0]
+    process = start([SCRIPT, *SMALL, *options, "--output", tmp_path])
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:  # until the coordinator listens
+        with contextlib.suppress(OSError), socket.create_connection(address.split(":")):
+            break
+        time.sleep(0.05)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    ((status, _, errors),) = finish(process)
+    assert status == -signal.SIGINT
+    assert time.monotonic() - started < 30  # --start-timeout is twice as long
+    assert errors == ""
 
 
 # train_mnist.py, which tells the numbers of the training images that it reads.

@@ -1,13 +1,15 @@
 """Data parallelism on CPU devices: the same numbers, the work divided, one all-reduce a step."""
 
+import functools
 import math
 import re
 
 import chex
 import jax
 import jax.numpy as jnp
+import mnist
 import pytest
-from cases import LAYERS, LOSSES, cast, draw, is_floating, layer_inputs
+from cases import LAYERS, LOSSES, cast, draw, draw_integers, is_floating, layer_inputs
 from jax.sharding import AxisType
 
 import fnn
@@ -205,6 +207,31 @@ def test_step_and_epoch_are_divided_and_communicate_gradients_alone(
         assert max(sizes) < x.size
         held = compiled.memory_analysis().argument_size_in_bytes
         assert held < (x.nbytes + target.nbytes) / num_devices + 4096
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_the_masks_of_dropout_are_divided_though_the_key_is_everywhere(axis_type):
+    dropout = fnn.Sequential(fnn.Linear(6, 64), fnn.Dropout(0.3), fnn.Linear(64, 3))
+    train_step = fnn.make_train_step(dropout, mse, optimizer)
+    state = fnn.init_train_state(dropout, optimizer, jax.random.key(0))
+    key, mesh = jax.random.key(1), make_mesh(8, axis_type)
+    alone = train_step.lower(state, x, target, key).compile().cost_analysis()["flops"]
+    arguments = (*place(mesh, state, x, target), fnn.replicate(mesh, key))
+    compiled = train_step.lower(*arguments).compile()
+    assert compiled.cost_analysis()["flops"] <= 1.1 / 8 * alone
+    assert re.findall(COLLECTIVES, compiled.as_text()) == ["all-reduce"]
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_images_are_evaluated_where_they_are(axis_type, monkeypatch):
+    monkeypatch.setattr(mnist, "EVALUATED_AT_ONCE", 5)
+    classifier = fnn.Sequential(mnist.Pixels(), fnn.Flatten(), fnn.Linear(16, 3))
+    params = classifier.init(jax.random.key(0))
+    images, labels = draw_integers(1, (48, 4, 4), 255).astype(jnp.uint8), draw_integers(2, (48,), 3)
+    run = jax.jit(functools.partial(mnist.evaluate, classifier))
+    arguments = place(make_mesh(4, axis_type), params, images, labels)
+    assert set(re.findall(COLLECTIVES, run.lower(*arguments).compile().as_text())) == {"all-reduce"}
+    assert_close(run(*arguments), run(params, images, labels), 1e-6)
 
 
 def count_elements(types):
