@@ -22,6 +22,7 @@ from fnn.layer import (
 )
 
 Pair = int | tuple[int, int]
+MOST_ONE_BY_ONE = 64
 
 
 def Conv2d(
@@ -255,8 +256,8 @@ def _pool(kind, window, stride, reduce, reduce_blocks, spread):
 
     reduce(values) -> (y, kept): values are the parts of x at one place of every window each.
     reduce_blocks(blocks) -> the same of windows side by side, in an array of shape
-    (..., out_height, window height, out_width, window width, channels), for windows of many
-    places: neither the program nor its cost grow with them.
+    (..., out_height, window height, out_width, window width, channels), for windows of more than
+    MOST_ONE_BY_ONE places: with them neither the program grows nor its cost.
     spread(kept, dys) -> the cotangents of all values; dys is dy, broadcast to the blocks' shape.
     """
     window = _pair(kind, "window", window, 1)
@@ -277,7 +278,7 @@ def _pool(kind, window, stride, reduce, reduce_blocks, spread):
         n, m = count_windows(x.shape)
         if min(n, m) < 1:
             raise ValueError(f"{name}: expected x no smaller than the window, got {x.shape}")
-        if strides == window and len(places) > 4:
+        if strides == window and len(places) > MOST_ONE_BY_ONE:
             rows = x[..., : n * h, : m * w, :].reshape(*x.shape[:-3], n, h, m * w, x.shape[-1])
             y, kept = reduce_blocks(rows.reshape(*rows.shape[:-2], m, w, x.shape[-1]))
         else:
