@@ -97,7 +97,9 @@ def _report(callback, place, direction, tree):
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if leaves:
-        jax.debug.callback(functools.partial(callback, place, direction), _statistics(leaves))
+        with jax.disable_jit(False):
+            statistics = _statistics(leaves)
+        jax.debug.callback(functools.partial(callback, place, direction), statistics)
 
 
 @jax.jit
