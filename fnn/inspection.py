@@ -73,9 +73,9 @@ def map_layers(
     """`layer`, with change(place, kind, inner) for every layer inside it.
 
     What combinators and transforms have made is looked into, if its kind is among those `opened`
-    (all by default), rebuilt of changed parts, and changed itself if it is no Sequential. kind is a layer's name in
-    its error messages, and place is "2.0" for the first layer of the third, "2.Residual" for the
-    layer in a Residual there.
+    (all by default), rebuilt of changed parts, and changed itself if it is no Sequential. kind is
+    a layer's name in its error messages, and place is "2.0" for the first layer of the third,
+    "2.Residual" for the layer in a Residual there.
     """
     parts = parts_of(layer)
     if parts is None or not parts.layers or (opened and parts.kind not in opened):

@@ -47,7 +47,7 @@ def without_params(
     forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
     backward: Callable[[Any, jax.Array], jax.Array],
 ) -> Layer:
-    """The layer with params () of forward(x, key) -> (y, residuals), backward(residuals, dy) -> dx."""
+    """The layer with params () of forward(x, key) -> (y, residuals), backward(residuals, dy)."""
 
     def init(key):
         return ()

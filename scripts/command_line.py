@@ -175,7 +175,7 @@ def run(
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; an interrupted one at once: a thread that compiles may crash Python's way."""
+    """End the process; at once if interrupted: a thread that compiles may crash Python's way."""
     if status > 128:
         os._exit(status)
     sys.exit(status)

@@ -175,7 +175,7 @@ def test_equal_trees_make_equal_files(tmp_path):
     ids=["text", "object", "large int", "equal names", "NUL", "long name"],
 )
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(tree, message, tmp_path):
-    with pytest.raises(ValueError) as info:  # noqa: PT011
+    with pytest.raises(ValueError) as info:
         fnn.save(tmp_path / "file.npz", tree)
     assert str(info.value).startswith(f"save: {message}")
     assert not list(tmp_path.iterdir())
@@ -186,7 +186,7 @@ def test_load_lists_every_place_that_differs(tmp_path):
     fnn.save(path, {"W": jnp.ones((2, 3)), "b": (jnp.ones(2), ()), "k": jax.random.key(0), "n": 1})
     key = jax.random.key(0, impl="rbg")
     like = {"W": jnp.ones(3), "b": [jnp.ones(2), None], "k": key, "m": jnp.ones((), jnp.int32)}
-    with pytest.raises(ValueError) as info:  # noqa: PT011
+    with pytest.raises(ValueError) as info:
         fnn.load(path, like)
     assert str(info.value) == (
         f"{path}: W: expected float32[3], got float32[2,3]; b: expected list, got tuple; "

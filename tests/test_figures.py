@@ -2,7 +2,7 @@
 
 import math
 import re
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import disk
 import figures

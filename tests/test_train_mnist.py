@@ -317,7 +317,8 @@ BAD_FILES = {
         put(
             TRAIN_IMAGES, gzip.compress(bytes.fromhex("00000803 7fffffff 00100000 0000001c") + b"0")
         ),
-        f"{TRAIN_IMAGES}: expected 63050394753826816 bytes for shape (2147483647, 1048576, 28), got 1",
+        f"{TRAIN_IMAGES}: expected 63050394753826816 bytes for shape (2147483647, 1048576, 28), "
+        "got 1",
     ),
     "truncated-gzip": (
         rewrite(TRAIN_IMAGES, lambda content: gzip.compress(content)[:1000]),

@@ -152,8 +152,8 @@ def main(rounds=9):
             flops, temporary = cost(programs[name], *args)
             ratio = statistics.median(map(operator.truediv, turns["beside"], seconds))
             print(
-                f"  {name:<8} {1e3 * statistics.median(seconds):8.2f} ms, beside / it {ratio:5.2f}; "
-                f"{temporary / 1e6:8.3f} MB of temporaries, {flops:14,.0f} FLOPs"
+                f"  {name:<8} {1e3 * statistics.median(seconds):8.2f} ms, beside / it {ratio:5.2f}"
+                f"; {temporary / 1e6:8.3f} MB of temporaries, {flops:14,.0f} FLOPs"
             )
     shapes = jax.eval_shape(epochs(100)[2])
     preparations = {
