@@ -6,7 +6,15 @@ from itertools import accumulate
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, check_layers, made_of, note_on_error, shape_token
+from fnn.layer import (
+    Layer,
+    check_array,
+    check_layers,
+    made_of,
+    note_on_error,
+    shape_token,
+    widen,
+)
 
 
 def Sequential(*layers: Layer) -> Layer:
@@ -82,7 +90,8 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
     tuples, one entry a layer; layer i draws from fold_in(key, i).
 
     Shapes: x what every layer takes; y (..., sum of the layers' features) for combine="concat",
-    where the axes before must be equal, and that of every layer for combine="sum".
+    where the axes before must be equal, and that of every layer for combine="sum". The layers'
+    outputs have one dtype, y's; 16-bit ones are added up in float32.
 
     Raises:
         ValueError: no layers, or an argument is not a Layer; combine is neither "concat" nor
@@ -105,14 +114,12 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
             outputs.append(y)
             residuals.append(kept)
         shared = slice(None) if combine == "sum" else slice(-1)
-        shapes = [y.shape for y in outputs]
-        is_scalar = combine == "concat" and not shapes[0]
-        if is_scalar or len({(len(shape), shape[shared]) for shape in shapes}) > 1:
-            raise ValueError(
-                f"Parallel: expected outputs to {combine} of shapes that fit, got {shapes}"
-            )
+        is_scalar = combine == "concat" and not outputs[0].shape
+        if is_scalar or len({(y.dtype, y.ndim, y.shape[shared]) for y in outputs}) > 1:
+            got = ", ".join(f"{y.dtype} of shape {y.shape}" for y in outputs)
+            raise ValueError(f"Parallel: expected outputs to {combine} that fit, got {got}")
         tokens = tuple(shape_token(y) for y in outputs)
-        y = sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
+        y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
         return y, (tuple(residuals), tokens)
 
     def backward(params, residuals, dy):
@@ -132,10 +139,14 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
                 grad, dx = layer.backward(params[index], residuals[index], parts[index])
             grads.append(grad)
             dxs.append(dx)
-        return tuple(grads), sum(dxs)
+        return tuple(grads), _sum(dxs)
 
     rebuild = functools.partial(Parallel, combine=combine)
     return made_of(layers, "Parallel", rebuild, Layer(init, forward, backward))
+
+
+def _sum(arrays):
+    return sum(map(widen, arrays)).astype(arrays[0].dtype)
 
 
 def _several(name, layers):

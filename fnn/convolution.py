@@ -220,7 +220,7 @@ def AvgPool2d(window: Pair, stride: Pair | None = None) -> Layer:
         return jnp.mean(widen(blocks), (-4, -2)), ()
 
     def spread(kept, dys):
-        return dys / (dys.shape[-4] * dys.shape[-2])
+        return widen(dys) / (dys.shape[-4] * dys.shape[-2])
 
     return _pool("AvgPool2d", window, stride, reduce, reduce_blocks, spread)
 
@@ -298,7 +298,7 @@ def _pool(kind, window, stride, reduce, reduce_blocks, spread):
         if strides == window:
             rows = values.reshape(*leading, n * h, m, w, channels)
             dx = rows.reshape(*leading, n * h, m * w, channels)
-            return pad(dx, (0, height - n * h, 0), (0, width - m * w, 0))
+            return pad(dx, (0, height - n * h, 0), (0, width - m * w, 0)).astype(dy.dtype)
         rest = height - (n - 1) * s - 1, width - (m - 1) * t - 1
         parts = [
             pad(values[..., i, :, j, :], (i, rest[0] - i, s - 1), (j, rest[1] - j, t - 1))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.inspection import map_layers
-from fnn.layer import Layer, check_layers, global_norm, parts_of
+from fnn.layer import Layer, check_layers, global_norm, made_of, parts_of
 from fnn.losses import Loss
 
 
@@ -51,7 +51,14 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
             report("backward", dx)
             return grads, dx
 
-        return layer._replace(forward=forward, backward=backward)
+        changed, parts = layer._replace(forward=forward, backward=backward), parts_of(layer)
+        if parts is None:
+            return changed
+
+        def rebuild(*layers):
+            return observed(place, kind, parts.rebuild(*layers))
+
+        return made_of(parts.layers, parts.kind, rebuild, changed)
 
     return map_layers(observed, layer)
 

@@ -241,6 +241,13 @@ def global_norm(tree: Any) -> jax.Array:
     return norm(jnp.concatenate([jnp.zeros(1), *norms]))[0]
 
 
+def clipping_factor(norm: jax.Array, max_norm: float | jax.Array) -> jax.Array:
+    """min(1, max_norm / norm), for a max_norm brought into the range of the norm's dtype."""
+    finite = jnp.finfo(norm.dtype)
+    limit = jnp.clip(jnp.asarray(max_norm, norm.dtype), finite.tiny, finite.max)
+    return limit / jnp.maximum(norm, limit)
+
+
 @contextlib.contextmanager
 def note_on_error(place: str) -> Iterator[None]:
     """Adds `place` to an exception that passes through, as a note below its message."""

@@ -13,6 +13,7 @@ from fnn.layer import (
     check_nonnegative,
     check_positive,
     check_tree,
+    clipping_factor,
     global_norm,
     widen,
 )
@@ -180,8 +181,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Op
 
     def update(grads, state, params):
         check_tree("clip_by_global_norm", "grads", grads, params)
-        limit = jnp.asarray(max_norm, float)
-        factor = limit / jnp.maximum(global_norm(grads), limit)
+        factor = clipping_factor(global_norm(grads), max_norm)
         scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), jax.tree.map(widen, grads))
         return optimizer.update(_round_like(scaled, grads), state, params)
 

@@ -18,6 +18,7 @@ from fnn.layer import (
     check_layers,
     check_number,
     check_positive,
+    clipping_factor,
     made_of,
     norm,
     note_on_error,
@@ -109,7 +110,7 @@ def repeat(layer: Layer, n: int) -> Layer:
             return dx, grads
 
         with note_on_error("in repeat, backward"):
-            dx, grads = jax.lax.scan(step, dy, (params, residuals), reverse=True)
+            dx, grads = jax.lax.scan(step, dy, (params, residuals), length=n, reverse=True)
         return grads, dx
 
     rebuild = functools.partial(repeat, n=n)
@@ -208,10 +209,8 @@ def clip_gradient(
     check_positive("clip_gradient", "max_norm", max_norm)
 
     def clip(dx):
-        finite = jnp.finfo(dx.dtype)
-        limit = jnp.clip(jnp.asarray(max_norm, dx.dtype), finite.tiny, finite.max)
         own = tuple(range(dx.ndim > 1, dx.ndim)) if axis is None else axis
-        return dx * (limit / jnp.maximum(norm(dx, own), limit))
+        return dx * clipping_factor(norm(dx, own), max_norm)
 
     return _with_dx("clip_gradient", layer, clip)
 
@@ -255,7 +254,8 @@ def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
     """f(params, x, key=None) -> y, which jax.grad differentiates by the layer's own backward.
 
     Changes nothing but who calls backward: it puts a layer, and its learning rule, into programs
-    of Flax, Equinox or plain JAX. Under jit, vmap and scan too; jax.jvp has no rule for it.
+    of Flax, Equinox or plain JAX. Under jit, vmap and scan too; jax.jvp has no rule for it, and
+    JAX refuses grads of another shape than params, such as those of per_example.
 
     Raises:
         ValueError: `layer` is not a Layer.

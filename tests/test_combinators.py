@@ -114,9 +114,13 @@ def test_outputs_that_do_not_fit_are_refused(wrap):
         (fnn.Residual(wide), r"Residual: expected the layer's y of shape \(5, 3\), got \(5, 4\)"),
         (
             fnn.Parallel(wide, fnn.Tanh(), combine="sum"),
-            "Parallel: expected outputs to sum of shapes",
+            "Parallel: expected outputs to sum that fit, got float32 of shape",
         ),
-        (fnn.Parallel(fnn.Tanh(), flat), "Parallel: expected outputs to concat of shapes that fit"),
+        (
+            fnn.Parallel(fnn.Tanh(), fnn.Tanh(), fnn.Linear(3, 1), combine="sum"),
+            r"to sum that fit, got .*, float32 of shape \(5, 1\)",
+        ),
+        (fnn.Parallel(fnn.Tanh(), flat), "Parallel: expected outputs to concat that fit, got"),
     ):
         params = layer.init(jax.random.key(0))
         with pytest.raises(ValueError, match=message):
@@ -159,6 +163,32 @@ def test_branches_get_dy_in_ys_dtype_and_of_its_shape_alone(combine):
         both.backward(((), ()), residuals, jnp.ones((5, 7)))
     scalars = fnn.Parallel(fnn.Tanh(), fnn.Sigmoid(), combine="sum")
     assert scalars.forward(((), ()), jnp.array(0.0))[0] == 0.5
+
+
+def test_residual_takes_dy_of_another_dtype():
+    layer = fnn.Residual(fnn.Linear(3, 3))
+    params, x = layer.init(jax.random.key(0)), jnp.ones((5, 3), jnp.bfloat16)
+    _, residuals = layer.forward(params, x)
+    _, dx = layer.backward(params, residuals, jnp.ones((5, 3), jnp.float32))
+    assert dx.dtype == jnp.bfloat16
+
+
+def test_branches_of_16_bits_are_added_up_in_float32():
+    """A sum of 512 ones stops at 256 when it accumulates in bfloat16."""
+    many = fnn.Parallel(*[fnn.Identity()] * 512, combine="sum")
+    params, ones = many.init(jax.random.key(0)), jnp.ones((2, 3), jnp.bfloat16)
+    y, residuals = many.forward(params, ones)
+    _, dx = many.backward(params, residuals, ones)
+    assert jnp.all(y == 512)
+    assert jnp.all(dx == 512)
+    assert y.dtype == dx.dtype == jnp.bfloat16
+
+
+def test_branches_have_outputs_of_one_dtype():
+    wide = fnn.Embedding(5, 3)
+    both = fnn.Parallel(wide, fnn.with_compute_dtype(wide, jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"that fit, got float32 of shape \(1, 3\), bfloat16 of"):
+        both.forward(both.init(jax.random.key(0)), jnp.array([2]))
 
 
 def test_branches_take_lists():

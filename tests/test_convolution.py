@@ -157,6 +157,10 @@ def test_pooling_keeps_nan_and_infinities_in_sight():
     assert y.ravel()[1:].tolist() == [-jnp.inf, 3, 5]
     _, dx = fnn.MaxPool2d((1, 2)).backward((), residuals, jnp.ones((2, 2, 1)))
     assert dx[..., 0].tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
+    large, x = fnn.MaxPool2d((1, 100)), jnp.arange(100.0).at[3].set(jnp.nan).reshape(1, 100, 1)
+    y, residuals = run(large, x)
+    assert jnp.isnan(y.item())
+    assert large.backward((), residuals, jnp.ones((1, 1, 1)))[1][0, 0, 0] == 1
 
 
 def test_residuals_are_as_small_as_can_be():
@@ -171,12 +175,25 @@ def test_residuals_are_as_small_as_can_be():
     assert kept(fnn.MaxPool2d(20 // 2 - 2)) == 10 * 3
 
 
-def test_windows_of_more_than_256_places_are_told_apart():
-    x = jnp.arange(400.0).reshape(1, 400, 1)
-    layer = fnn.MaxPool2d((1, 400))
+@pytest.mark.parametrize("count", [256, 257, 400])
+def test_windows_of_more_than_256_places_are_told_apart(count):
+    x = jnp.arange(float(count)).reshape(1, count, 1)
+    layer = fnn.MaxPool2d((1, count))
     _, dx = jax.jit(lambda x: layer.backward((), run(layer, x)[1], jnp.ones((1, 1, 1))))(x)
-    assert jnp.argmax(dx) == 399
+    assert jnp.argmax(dx) == count - 1
     assert dx.sum() == 1
+
+
+def test_means_of_16_bits_are_taken_in_float32():
+    """A sum of 324 ones stops at 256 when it accumulates in bfloat16."""
+    x, value = jnp.ones((35, 35, 1), jnp.bfloat16), 255 / 128
+    for stride in (None, 1):
+        layer = fnn.AvgPool2d(18, stride)
+        y, residuals = run(layer, x)
+        assert jnp.all(y == 1)
+        _, dx = layer.backward((), residuals, value * y)
+        assert dx[17, 17, 0] == jnp.bfloat16(value if stride else value / 324)
+        assert dx.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])

@@ -92,6 +92,25 @@ def test_an_observed_model_keeps_its_names_and_an_infinite_norm_is_no_nan():
     assert reports[-1] == ("Linear(3, 2)", "forward", jnp.inf, 2)
 
 
+def test_what_is_observed_is_opened_as_before():
+    model = fnn.Sequential(fnn.remat(fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh())), fnn.Identity())
+    (reports, callback), (more, another) = recorder(), recorder()
+    observed = fnn.observe(model, callback)
+    assert fnn.summary(fnn.observe(fnn.Residual(fnn.Tanh()), callback), (4, 3)) == fnn.summary(
+        fnn.Residual(fnn.Tanh()), (4, 3)
+    )
+    params = model.init(key)
+    params[0][0]["W"] = params[0][0]["W"].at[0].set(jnp.nan)
+    mean = fnn.Loss(lambda y, t: (jnp.mean(y), y), jnp.ones_like)
+    expected = ("0.remat.0 Linear(3, 3)", "parameters")
+    assert fnn.find_nonfinite(observed, mean, params, x, target) == expected
+    reports.clear()
+    fnn.loss_and_grads(fnn.observe(observed, another), mean)(params, x, target)
+    jax.effects_barrier()
+    assert len(reports) > 8
+    assert sorted(map(str, reports)) == sorted(map(str, more))
+
+
 NETWORK = fnn.Sequential(make_network(), fnn.Tanh())
 PARAMS = NETWORK.init(key)
 
@@ -165,8 +184,16 @@ def repeated(change):
 )
 def test_the_first_nonfinite_number_is_found_where_it_arises(changed, expected):
     case = {"model": NETWORK, "loss": mse, "params": PARAMS, "x": x, "target": target}
-    with jax.debug_nans(True):
+    with jax.debug_nans(True), jax.debug_infs(True):
         assert fnn.find_nonfinite(**{**case, **changed}) == expected
+
+
+def test_what_is_random_is_looked_at_with_the_key():
+    model = fnn.Sequential(fnn.Dropout(0.5), fnn.Tanh(), fnn.Linear(3, 2))
+    find = functools.partial(fnn.find_nonfinite, model, mse, model.init(key))
+    huge = jnp.full_like(x, 3e38)
+    assert find(huge, target) is None
+    assert find(huge, target, key) == ("0 Dropout(0.5)", "forward")
 
 
 def test_nothing_is_looked_for_in_arrays_without_values():

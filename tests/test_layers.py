@@ -168,6 +168,16 @@ def test_16_bit_results_are_close_to_exact_ones(case):
             assert abs(rounded - leaf).max() < 0.03 * largest or largest == 0
 
 
+@pytest.mark.parametrize("name", ["Linear", "Conv2d"])
+@pytest.mark.parametrize("batch", [30, 1000])
+def test_grads_of_float32_params_are_not_rounded_to_the_16_bits_of_x(name, batch):
+    layer, params, x, dy = layer_inputs(LAYERS[name], (batch,), jnp.bfloat16)
+    params, wide_x, wide_dy = cast((params, x, dy), jnp.float32)
+    grads, _ = layer.backward(params, x, dy)
+    exact, _ = layer.backward(params, wide_x, wide_dy)
+    chex.assert_trees_all_close(grads, exact, rtol=1e-4, atol=1e-4)
+
+
 @every_layer
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_wrong_dy_is_refused(case, wrap):

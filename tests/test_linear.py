@@ -101,6 +101,12 @@ def test_an_index_without_a_row_gives_nan_and_no_gradient(dtype):
     assert grads["W"].tolist() == [[int(is_row.sum())] * 2, [0, 0], [0, 0]]
 
 
+def test_narrow_indices_reach_the_rows_of_a_long_table():
+    layer, x = fnn.Embedding(40000, 1), jnp.array([5, 32767], jnp.int16)
+    y, residuals = layer.forward({"W": jnp.arange(40000.0)[:, None]}, x)
+    assert y.ravel().tolist() == [5, 32767]
+
+
 @pytest.mark.parametrize("dtype", [jnp.int64, jnp.uint64])
 def test_an_index_of_64_bits_is_not_cut_to_another_rows(dtype):
     layer, table = fnn.Embedding(3, 2), {"W": jnp.ones((3, 2))}

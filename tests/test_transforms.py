@@ -224,6 +224,19 @@ def test_repeats_residuals_are_the_copies_each_array_once():
     assert num_bytes(repeated.forward(repeated.init(key), x)[1]) == 5 * kept
 
 
+def test_repeat_takes_layers_that_keep_nothing_and_have_no_params():
+    x = draw(1, (4, 3))
+    for layer, factor in (
+        (fnn.Identity(), 1),
+        (fnn.scale_gradient(fnn.Identity(), -2.0), -8),
+        (fnn.Residual(fnn.Identity()), 8),
+    ):
+        repeated = fnn.repeat(layer, 3)
+        params = repeated.init(key)
+        y, residuals = repeated.forward(params, x)
+        assert jnp.all(repeated.backward(params, residuals, x)[1] == factor * x)
+
+
 # with_compute_dtype
 
 
@@ -273,6 +286,8 @@ def test_frozen_layers_get_no_gradient_and_pass_on_dx(wrap):
     chex.assert_trees_all_equal(frozen, (y, jax.tree.map(jnp.zeros_like, grads), dx))
     inside = passes(wrap(fnn.freeze(fnn.Linear(3, 3))), params, x, dy)
     chex.assert_trees_all_equal(inside, frozen)
+    _, grads, _ = passes(fnn.freeze(layer), params, x, dy * jnp.nan)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(grads))
 
 
 def with_backward(dx):
