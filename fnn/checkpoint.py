@@ -14,16 +14,19 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import struct
 import zipfile
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 
 FORMAT, HEAD = 1, "fnn.json"
+UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.unfinished$")  # how the names of new files end
 SCALARS = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
 CORRUPT = (  # what zipfile and json raise for bytes that are not theirs
     *(zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError),
@@ -53,7 +56,7 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
     """
     leaves, kinds = _survey("save", tree)
     head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
-    with _replacement(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with replacement(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, HEAD, head)
         for name, leaf in leaves.items():
             dtype, shape = _stored(leaf)
@@ -150,8 +153,8 @@ def _stored(leaf):
         return jnp.dtype(SCALARS[type(leaf)]).newbyteorder("<"), ()
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
-    in_numpy = leaf.dtype.isbuiltin == 1
-    dtype = leaf.dtype if in_numpy else jnp.dtype(f"u{leaf.dtype.itemsize}")
+    is_foreign = leaf.dtype.isbuiltin == 2  # 1 for numpy's own, 0 for a copy of one
+    dtype = jnp.dtype(f"u{leaf.dtype.itemsize}") if is_foreign else leaf.dtype
     return dtype.newbyteorder("<"), tuple(leaf.shape)
 
 
@@ -202,7 +205,7 @@ def _exact():
 def _opened(path):
     """The archive at `path` and its head; what is wrong in them, or found to be, a ValueError."""
     path = os.fsdecode(path)
-    _check_regular(path)
+    check_regular(path)
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             if HEAD not in archive.namelist():
@@ -229,10 +232,14 @@ def _opened(path):
 
 
 @contextlib.contextmanager
-def _replacement(path):
-    """A new file that takes the place of `path` in the end, or vanishes if that is not reached."""
+def replacement(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` in the end, or vanishes if that is not reached.
+
+    Raises:
+        OSError: it cannot be written; the message names `path`.
+    """
     path = os.path.realpath(os.fsdecode(path))
-    _check_regular(path)
+    check_regular(path)
     unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
     try:
         with _flushed_at_the_end(os.path.dirname(path)):
@@ -252,11 +259,11 @@ def _replacement(path):
         raise
 
 
-def _check_regular(path):
-    """A device, a pipe or a folder is neither to be read nor to be replaced."""
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise OSError if there is a device, a pipe or a folder, not to be read or replaced."""
     if os.path.exists(path) and not os.path.isfile(path):
         number = errno.EISDIR if os.path.isdir(path) else errno.EINVAL
-        raise OSError(number, "not a regular file", path)
+        raise OSError(number, "not a regular file", os.fsdecode(path))
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
 
     def evaluate(logits, target):
         log_p = log_softmax(logits, -1)
-        terms = -jnp.sum(_product(target, log_p), axis=-1)
+        terms = 0 - jnp.sum(_product(target, log_p), axis=-1)  # 0, and not -0, where p is 1
         return terms, jnp.exp(log_p) * jnp.sum(target, axis=-1, keepdims=True) - target
 
     return _loss("CrossEntropyLoss", reduction, evaluate, probabilities)

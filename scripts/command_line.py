@@ -19,6 +19,8 @@ from typing import NoReturn
 
 import jax
 
+import fnn
+
 
 class UserError(Exception):
     """What a user gave is found wrong while the work goes on: told in one line, exit status 2."""
@@ -50,6 +52,7 @@ class Parser(argparse.ArgumentParser):
             for path in map(folder.joinpath, file_names):
                 if os.path.lexists(path):
                     open(path, "r+b").close()
+                    fnn.checkpoint.check_regular(path)
         except OSError as error:
             self.error(f"argument {option}: cannot write {path}: {error.strerror or error}")
 
@@ -86,14 +89,8 @@ def _parse(kind, text, low, high, expected):
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """The file is `text` as a whole, or as it was before."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
-        unfinished.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with fnn.checkpoint.replacement(path) as file:
+        file.write(text.encode())
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
@@ -136,10 +133,10 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
             print()
 
 
-def tell(message: str) -> None:
-    """Print a line on stderr with the script's name before it, if anybody still listens."""
+def tell(message: str, start: str = "") -> None:
+    """Print a line on stderr with `start` and the script's name before it, if anybody listens."""
     with contextlib.suppress(OSError):
-        print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        print(f"{start}{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
 
 
 def run(
@@ -153,8 +150,8 @@ def run(
     """
     message = None
     try:
-        with _sole_use(folder) if folder else contextlib.nullcontext():
-            _start_jax()
+        with sole_use(folder):
+            start_jax()
             status = work(options)
             print(end="", flush=True)  # so that it fails here, if it does, and not at the exit
     except UserError as error:
@@ -182,20 +179,32 @@ def leave(status: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _sole_use(folder):
-    """Holds a lock that the system drops when the process ends, however it ends."""
-    with open(folder / ".lock", "a") as file:
+def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
+    """Holds a lock on the folder, if any, that the system drops however the process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if folder is None:
+        yield
+        return
+    lock = folder / ".lock"
+    fnn.checkpoint.check_regular(lock)
+    with open(lock, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is writing to {folder}") from None
-        for path in folder.glob("*.unfinished"):  # what was being written when a run was killed
-            path.unlink()
+        for path in folder.iterdir():
+            if fnn.checkpoint.UNFINISHED.search(path.name) and path.is_file():
+                path.unlink()  # what was being written when a run was killed
         yield
 
 
-def _start_jax():
+def start_jax() -> None:
+    """Raise UserError if there are no devices of the kind that JAX_PLATFORMS asks for."""
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise UserError(str(error).splitlines()[0]) from error
+    except (RuntimeError, AssertionError) as error:  # the latter where no plug-in is installed
+        reason = str(error) or f"there is no backend for {jax.config.jax_platforms!r}"
+        raise UserError(reason.splitlines()[0]) from error

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import command_line
@@ -79,24 +79,28 @@ def check_options(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """command_line.run(work, options, options.output) in every process of the run."""
+    """command_line.run(work, options, options.output) in every process, the folder in the first."""
     if options.data_parallel and (problem := _connect(options)):
         command_line.tell(f"error: {problem}")
         return _leave(1)
-    is_first = jax.process_index() == 0
+    is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
     with contextlib.nullcontext() if is_first else _silence():
         folder = options.output if is_first else None
-        status = command_line.run(_with_others(work), options, folder)
+        status = command_line.run(_with_others(work, folder), options)
     return _leave(status)
 
 
-def _with_others(work):
+def _with_others(work, folder):
     """work, if all processes have the same options; errors of JAX may be of another process."""
 
     def checked(options):
-        agree(options, "options", resumable.settings(options), options.checkpoint_every)
+        settings = resumable.settings(options), options.checkpoint_every, options.num_processes
         try:
-            return work(options)
+            with contextlib.ExitStack() as held:
+                with together(options):
+                    held.enter_context(command_line.sole_use(folder))
+                agree(options, "options", *settings)
+                return work(options)
         except (RuntimeError, ValueError) as error:  # as JAX calls it depends on the operation
             if jax.process_count() == 1:
                 raise
@@ -131,12 +135,13 @@ def _connect(options):
                 heartbeat_timeout_seconds=10 * options.epoch_timeout,
                 shutdown_timeout_seconds=options.epoch_timeout,
             )
+            command_line.start_jax()
             counts = collections.Counter(device.process_index for device in jax.devices())
             if len({*counts.values()}) > 1:
                 return f"expected equally many devices in every process, got {[*counts.values()]}"
             with _silence():  # Gloo tells on stdout that it is connected
-                largest(options, None)
-    except (RuntimeError, ValueError) as error:
+                _largest(None)
+    except (RuntimeError, ValueError, UserError) as error:
         if "coordinator_address should be defined" not in str(error):  # no other processes
             return f"cannot join the run at {place}: {str(error).splitlines()[0]}"
     finally:
@@ -147,6 +152,9 @@ def _connect(options):
 @contextlib.contextmanager
 def _silence():
     """What is printed on stdout is lost, by libraries in other languages too."""
+    if sys.stdout is None:  # which was closed: number 1 is another file, or none
+        yield
+        return
     sys.stdout.flush()
     stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -237,24 +245,52 @@ def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
 
 
 def place_examples(
+    options: argparse.Namespace,
     mesh: jax.sharding.Mesh | None,
     arrays: tuple[jax.Array, ...],
     load: Callable[..., Any] = lambda *arrays: arrays,
 ) -> Any:
     """load(*arrays) over the mesh, if there is one, for arrays (n, ...) that every process has.
 
-    Each process loads its part alone; all of them, if the devices do not divide n.
+    Each process loads its part alone; all of them, if the devices do not divide n. What one finds
+    wrong in it ends all.
     """
-    if mesh is None:
-        return load(*arrays)
     count, index = jax.process_count(), jax.process_index()
-    if any(len(array) % mesh.size for array in arrays):
-        return fnn.replicate(mesh, load(*arrays))
-    parts = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
-    return fnn.shard_batch(mesh, load(*parts))
+    is_divided = mesh is not None and not any(len(array) % mesh.size for array in arrays)
+    if is_divided:
+        arrays = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
+    with together(options):
+        loaded = load(*arrays)
+    return fnn.shard_batch(mesh, loaded) if is_divided else place(mesh, loaded)
 
 
-def from_first(options: argparse.Namespace, tree: Any, note: Any) -> tuple[Any, Any]:
+@contextlib.contextmanager
+def together(options: argparse.Namespace) -> Iterator[None]:
+    """What is inside ends with a UserError in every process if it does in one."""
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    is_told = largest(options, problem and 1)
+    if problem or is_told:
+        raise problem or UserError("another process has found an error, and tells it")
+
+
+def restore(
+    options: argparse.Namespace, state: Any, columns: Sequence[str]
+) -> tuple[Any, list[list[float]]]:
+    """What resumable.restore gives the first process, in every one.
+
+    Raises:
+        UserError: the checkpoint is not whole, or was made with other settings.
+    """
+    with together(options):
+        state, table = resumable.restore(options, state, columns)
+    return _from_first(options, state, table)
+
+
+def _from_first(options, tree, note):
     """The first process's tree of arrays and its note, of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
@@ -270,6 +306,10 @@ def largest(options: argparse.Namespace, number: int | None) -> int | None:
     """The largest of the processes' numbers, the same in every process; None is the least."""
     if jax.process_count() == 1:
         return number
-    numbers = jnp.full(jax.local_device_count(), number or 0)
     with epoch_deadline(options):
-        return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None
+        return _largest(number)
+
+
+def _largest(number):
+    numbers = jnp.full(jax.local_device_count(), number or 0)
+    return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None

@@ -8,7 +8,7 @@ import distributed
 import jax
 import jax.numpy as jnp
 import resumable
-from command_line import progress, write_rows
+from command_line import progress, tell, write_rows
 
 import fnn
 
@@ -27,11 +27,11 @@ def run_epochs(
     remedy: str,
     find_nonfinite: Callable[[Any, int], tuple[str, str] | None],
     interruption: Callable[[], int | None],
-) -> tuple[Any, str | None, int]:
+) -> tuple[Any, int]:
     """Run the epochs that the table has no row of, and give them one.
 
-    Checkpoint and metrics.csv are written every so many epochs, and where the run ends. Returns
-    the last state that is good, what is wrong, if anything, and the exit status.
+    Checkpoint and metrics.csv are written every so many epochs, and where the run ends. What ends
+    it early is told. Returns the last state that is good, and the exit status.
 
     Args:
         run_epoch: (state, epoch) -> (state, metrics, losses).
@@ -51,6 +51,7 @@ def run_epochs(
         rows = ([epoch, *format_row(*metrics)] for epoch, metrics in enumerate(table, 1))
         write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
 
+    problem, status = None, 0
     write_metrics()
     with progress(options.epochs, options.quiet) as report:
         for epoch in range(len(table) + 1, options.epochs + 1):
@@ -63,7 +64,8 @@ def run_epochs(
                 where = find_nonfinite(state, epoch) if jax.process_count() == 1 else None
                 place = " (first met: layer {}, {})".format(*where) if where else ""
                 problem = f"the {what} not finite in epoch {epoch}{place}: {remedy}"
-                return state, problem, 1
+                status = 1
+                break
             state = new_state
             number, is_last = distributed.largest(options, interruption()), epoch == options.epochs
             if number or is_last or epoch % options.checkpoint_every == 0:
@@ -73,9 +75,13 @@ def run_epochs(
                 number = distributed.largest(options, interruption())
             if number and not is_last:
                 problem = f"interrupted in epoch {epoch}: the same command with --resume goes on"
-                return state, problem, 128 + number
+                status = 128 + number
+                break
             report(epoch, f"epoch {epoch}/{options.epochs}  {format_progress(epoch, table[-1])}")
-    return state, None, 0
+    if problem:
+        is_first = jax.process_index() == 0
+        tell(problem + (f"; {options.output} has the results so far" if is_first else ""))
+    return state, status
 
 
 def find_nonfinite(

@@ -2,12 +2,15 @@
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import pathlib
 import signal
 import socket
+import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,7 +128,9 @@ def interruptions() -> Iterator[Callable[[], int | None]]:
                 os._exit(128 + number)
             if not first and number in numbers:
                 first.append(number)
-                tell("stopping after this epoch; a Ctrl-C from now on stops at once")
+                on_terminal = sys.stderr is not None and sys.stderr.isatty()
+                start = "\n" if on_terminal else ""  # where progress has left a line open
+                tell("stopping after this epoch; a Ctrl-C from now on stops at once", start)
 
     listener, waker = socket.socketpair()
     thread = threading.Thread(target=listen, daemon=True)
@@ -142,6 +147,12 @@ def interruptions() -> Iterator[Callable[[], int | None]]:
             signal.set_wakeup_fd(previous_waker)
             waker.close()
             thread.join()
+
+
+def checksum(tree: Any) -> int:
+    """A CRC-32 of all the tree's arrays."""
+    arrays = jax.device_get(jax.tree.leaves(tree))
+    return functools.reduce(lambda sum_, array: zlib.crc32(array, sum_), arrays, 0)
 
 
 def is_finite(tree: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import functools
 import time
-import zlib
 
 import disk
 import distributed
@@ -11,7 +10,7 @@ import figures
 import jax
 import jax.numpy as jnp
 import resumable
-from command_line import Parser, UserError, leave, nonnegative_float, seed, tell, write_text
+from command_line import Parser, UserError, leave, nonnegative_float, seed, write_text
 
 import fnn
 
@@ -114,18 +113,14 @@ def train(options, interruption):
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not resumable.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    options.data_checksum = functools.reduce(
-        lambda checksum, array: zlib.crc32(array, checksum),
-        jax.tree.leaves(jax.device_get(data)),
-        0,
-    )
-    state, table = distributed.from_first(options, *resumable.restore(options, state, COLUMNS))
+    options.data_checksum = resumable.checksum(data)
+    state, table = distributed.restore(options, state, COLUMNS)
     state = distributed.place(mesh, state)
-    parts = [distributed.place_examples(mesh, part) for part in data]
+    parts = [distributed.place_examples(options, mesh, part) for part in data]
     epoch_key = distributed.place(mesh, epoch_key)
     if not options.quiet:
         print(describe(options, state.params, num_steps), flush=True)
-    state, problem, status = epochs.run_epochs(
+    state, status = epochs.run_epochs(
         options,
         functools.partial(run_epoch, parts, epoch_key),
         state,
@@ -141,12 +136,10 @@ def train(options, interruption):
     )
     if jax.process_index() > 0:
         return status
-    if problem:
-        tell(f"{problem}; {options.output} has the results so far")
     params = jax.device_get(state.params)
     fnn.save(options.output / "params.npz", params)
     draw(options, model, params, table, *data)
-    if problem:
+    if status:
         return status
     _, _, test_loss, test_accuracy = table[-1]
     print(

@@ -5,7 +5,6 @@ import functools
 import math
 import pathlib
 import time
-import zlib
 
 import distributed
 import epochs
@@ -23,7 +22,6 @@ from command_line import (
     nonnegative_float,
     positive_int,
     seed,
-    tell,
     time_left,
     write_text,
 )
@@ -125,9 +123,10 @@ def train(options, interruption):
     start_time = time.monotonic()
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
     mesh = distributed.make_mesh(options, batch_size=options.batch_size)
-    (path, labels), test_set, num_classes = mnist.read(options.data)
-    checksum = zlib.crc32(jax.device_get(labels))
-    distributed.agree(options, "images or labels", test_set[0].shape, checksum)
+    with distributed.together(options):
+        (path, labels), test_set, num_classes = mnist.read(options.data)
+    labels_and_tests = resumable.checksum((labels, test_set))
+    distributed.agree(options, "labels or test images", labels_and_tests)
     numbers = jnp.arange(len(labels))
     sets = mnist.hold_out(split_key, numbers, labels, multiple=mesh.size if mesh else 1)
     sizes = [len(labels) for _, labels in (*sets, test_set)]
@@ -137,18 +136,16 @@ def train(options, interruption):
             f"got {options.batch_size}"
         )
     read = functools.partial(mnist.read_examples, path)
-    placed = [distributed.place_examples(mesh, part, read) for part in sets]
+    placed = [distributed.place_examples(options, mesh, part, read) for part in sets]
     with distributed.epoch_deadline(options):
         checksum = sum(jnp.sum(checksums, dtype=jnp.uint32) for _, _, checksums in placed)
-        options.data_checksum = int(checksum)
+        options.data_checksum = [int(checksum), labels_and_tests]
     data = [(images, labels) for images, labels, _ in placed]
     image_shape = test_set[0].shape[1:]
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
     start, run_epoch, find_nonfinite = make_programs(options, model, num_steps)
-    state, table = distributed.from_first(
-        options, *resumable.restore(options, start(init_key), COLUMNS)
-    )
+    state, table = distributed.restore(options, start(init_key), COLUMNS)
     num_done = len(table)
     if not options.quiet:
         print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
@@ -159,7 +156,7 @@ def train(options, interruption):
         return "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics) + rest
 
     epoch_key = distributed.place(mesh, epoch_key)
-    state, problem, status = epochs.run_epochs(
+    state, status = epochs.run_epochs(
         options,
         functools.partial(run_epoch, data, epoch_key),
         distributed.place(mesh, state),
@@ -173,12 +170,10 @@ def train(options, interruption):
     )
     if jax.process_index() > 0:
         return status
-    if problem:
-        tell(f"{problem}; {options.output} has the results so far")
     state = jax.device_get(state)
     fnn.save(options.output / "params.npz", state.params)
     draw_curves(options, table)
-    if problem:
+    if status:
         return status
     test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
     test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))

@@ -42,6 +42,7 @@ BAD = {
         "--checkpoint-every 0": "argument --checkpoint-every: expected an integer from 1",
         "--checkpoint-every": "argument --checkpoint-every: expected one argument",
         "--resume 3": "unrecognized arguments: 3",
+        "--output pipe": "argument --output: cannot write pipe/metrics.csv: ",
         "--output taken": "argument --output: cannot write taken/checkpoint.npz: Is a directory",
         "--output /dev/null": "argument --output: cannot write /dev/null: File exists",
         "--output /dev/null/x": "argument --output: cannot write /dev/null/x: Not a directory",
@@ -83,6 +84,7 @@ BAD = {
     benchmark: {
         "--groups fast": "argument --groups: invalid choice: 'fast'",
         "--rounds 0": "argument --rounds: expected an integer from 1",
+        "--json /dev/null": "argument --json: cannot write /dev/null: not a regular file",
         "--json /dev/null/x": "argument --json: cannot write /dev/null",
     },
 }
@@ -101,6 +103,8 @@ def test_bad_arguments_end_in_one_line_and_status_2(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken" / "checkpoint.npz").mkdir(parents=True)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "metrics.csv")
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     with pytest.raises(SystemExit) as exit_info:
         script.main(arguments.split())
@@ -116,13 +120,43 @@ def test_a_result_that_cannot_be_written_is_as_it_was_and_told_by_name(tmp_path,
     command_line.write_rows(path, [["a", 1]])
 
     def full(*paths):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "beside"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "beside", None, str(path))
 
-    monkeypatch.setattr(pathlib.Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{path}'")):
         command_line.write_rows(path, [["b", 2]])
     assert path.read_bytes() == b"a,1\r\n"
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_link_to_a_result_leads_to_the_new_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "metrics.csv", tmp_path / "folder" / "metrics.csv"
+    target.write_text("old")
+    link.symlink_to(target)
+    command_line.write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(tmp_path):
+    debris = [f"{name}.0123abcd.unfinished" for name in ("params.npz", "curves.svg")]
+    kept = ["thesis.unfinished", "notes.unfinished/x", "a.0123abcd.unfinished/x", ".lock"]
+    for name in (*debris, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert command_line.run(lambda options: 0, None, tmp_path) == 0
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {
+        *map(tmp_path.joinpath, kept)
+    }
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_lock_is_told(make, tmp_path, capsys):
+    make(tmp_path / ".lock")
+    assert command_line.run(lambda options: 0, None, tmp_path) == 1
+    message = f"not a regular file: '{tmp_path / '.lock'}'\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_the_comparison_starts_where_pytorch_is_installed(tmp_path, monkeypatch):
@@ -139,9 +173,13 @@ def run(work, *, stdout=subprocess.DEVNULL, **environment):
         "sys.argv[0] = 'script.py'\n"
         "sys.exit(command_line.run(work, None))"
     )
+    return run_program("-c", program, stdout=stdout, **environment)
+
+
+def run_program(*arguments, stdout=subprocess.DEVNULL, **environment):
     path = os.pathsep.join([str(SCRIPTS), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -150,11 +188,22 @@ def run(work, *, stdout=subprocess.DEVNULL, **environment):
     return result.returncode, result.stderr
 
 
-def test_a_backend_that_is_not_there_is_told_in_one_line():
-    status, errors = run("pass", JAX_PLATFORMS="nonsense")
+@pytest.mark.parametrize(
+    ("platform", "arguments", "message"),
+    [
+        ("nonsense", [], "Unable to initialize backend 'nonsense'"),
+        ("nonsense", ["--data-parallel"], "Unable to initialize backend 'nonsense'"),
+        ("fpga", [], "Unable to initialize backend 'fpga'"),
+        ("cuda", [], ""),  # a version of JAX may have it, but no device
+    ],
+)
+def test_a_backend_that_is_not_there_is_told_in_one_line(platform, arguments, message, tmp_path):
+    script = SCRIPTS / "train_disk.py"
+    given = [*arguments, "--output", str(tmp_path)]
+    status, errors = run_program(str(script), *given, JAX_PLATFORMS=platform)
     assert status == 2
-    assert errors.startswith("script.py: error: Unable to initialize backend 'nonsense'")
-    assert errors.count("\n") == 1
+    assert errors.splitlines()[-1].startswith(f"train_disk.py: error: {message}")
+    assert "Traceback" not in errors
 
 
 def test_a_reader_that_has_seen_enough_ends_the_work_without_a_word():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 
 import chex
+import command_line
 import jax
 import jax.numpy as jnp
 import pytest
@@ -64,7 +66,7 @@ import distributed, train_disk
 largest, calls = distributed.largest, []
 def largest_or_end(*arguments):
     calls.append(arguments)
-    if len(calls) > 13:
+    if len(calls) > 15:
         os.kill(os.getpid(), signal.SIGKILL)
     return largest(*arguments)
 distributed.largest = largest_or_end
@@ -72,14 +74,15 @@ sys.exit(train_disk.main())
 """
 
 
-def start_two(output, *arguments, programs=((SCRIPT,), (SCRIPT,)), of_second=()):
+def start_two(output, *arguments, programs=((SCRIPT,), (SCRIPT,)), of_second=(), **second):
     """train_disk.py in two processes; the second one's --output is not to be written."""
     options = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
     folders, more = (output, output.parent / "unused"), ((), of_second)
     return [
         start(
             [*programs[number], *SMALL, *options, "--process-id", number]
-            + ["--output", folders[number], *arguments, *more[number]]
+            + ["--output", folders[number], *arguments, *more[number]],
+            **(second if number else {}),
         )
         for number in (0, 1)
     ]
@@ -189,6 +192,46 @@ def test_processes_with_different_options_end_before_they_train(tmp_path):
             2,
             "train_disk.py: error: the processes have different options\n",
         )
+
+
+def test_processes_with_different_numbers_of_devices_end_before_they_train(tmp_path):
+    for status, _, errors in finish(*start_two(tmp_path / "x", JAX_NUM_CPU_DEVICES="2")):
+        assert status == 1
+        assert "expected equally many devices in every process, got [1, 2]\n" in errors
+
+
+def test_a_signal_to_one_process_ends_both_and_each_tells(tmp_path):
+    output = tmp_path / "first"
+    processes = start_two(output, "--epochs", 10**6)
+    deadline = time.monotonic() + LIMIT
+    while not (output / "checkpoint.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    for status, _, errors in finish(*processes):
+        assert status == 128 + signal.SIGTERM
+        assert "the same command with --resume goes on" in errors
+    assert len(fnn.read_note(output / "checkpoint.npz")["table"]) >= 5
+
+
+def test_numbers_that_are_not_finite_end_both_processes_and_each_tells(tmp_path):
+    for status, _, errors in finish(*start_two(tmp_path / "x", "--learning-rate", 1e38)):
+        assert status == 1
+        assert re.search(r": the \w+ (is|are) not finite in epoch 1: lower --learning", errors)
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_what_one_process_refuses_the_other_tells_too(is_locked, undisturbed, tmp_path):
+    output, message = tmp_path / "first", "is from a run with momentum 0.0, not 0.5"
+    shutil.copytree(undisturbed[0], output)
+    with contextlib.ExitStack() as held:
+        if is_locked:
+            held.enter_context(command_line.sole_use(output))
+            message = f"another run is writing to {output}"
+        first, second = finish(*start_two(output, "--resume", "--momentum", 0.5))
+    assert (first[0], second[0]) == (2, 2)
+    assert message in first[2]
+    expected = "train_disk.py: error: another process has found an error, and tells it\n"
+    assert second[2] == expected
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import pytest
 import resumable
 import train_disk
+import train_mnist
 from cases import draw
 
 import fnn
@@ -153,6 +154,7 @@ def test_a_signal_finishes_the_epoch_and_tells_how_to_resume(number, start, undi
     run = start(folder, [*SMALL, "--checkpoint-every", "3"], hold=2)
     run.wait_for_event(3)
     run.send(number)
+    os.kill(run.id, signal.SIGTERM)  # a second one changes nothing
     run.go()
     assert run.wait() == 128 + number
     assert run.errors().splitlines()[1:] == [
@@ -164,14 +166,15 @@ def test_a_signal_finishes_the_epoch_and_tells_how_to_resume(number, start, undi
     assert_resumes(start, folder, undisturbed)
 
 
-def test_a_second_interrupt_stops_at_once_and_the_checkpoint_before_stays(
-    start, undisturbed, tmp_path
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_a_signal_stops_at_once_and_the_checkpoint_before_stays(
+    first, start, undisturbed, tmp_path
 ):
     """Even in a computation of minutes, of which Python's main thread waits for the end."""
     folder = tmp_path / "run"
     run = start(folder, EVERY, hold=4, how="deaf")
     run.wait_for_event(7)
-    run.send(signal.SIGINT)
+    run.send(first)
     os.kill(run.id, signal.SIGINT)
     assert run.wait() == 130
     assert num_stored(folder) == 3
@@ -305,13 +308,28 @@ def test_other_points_are_refused(finished, tmp_path, capsys):
     assert "is from a run with data checksum" in capsys.readouterr().err
 
 
-def run_epochs(folder, *arguments, bad_epoch=0):
-    """The loop over epochs that compute nothing, one of them with a bad parameter."""
+@pytest.mark.parametrize(
+    ("script", "arguments"), [(train_disk, []), (train_mnist, ["--data", "."])]
+)
+def test_every_option_that_changes_the_results_is_a_setting(script, arguments, tmp_path):
+    options = script.parse_options([*arguments, "--output", str(tmp_path)])
+    others = {"data", "output", "quiet", "resume", "checkpoint_every"}
+    of_many = {"data_parallel", "coordinator", "num_processes", "process_id"}
+    timeouts = {"start_timeout", "epoch_timeout"}
+    assert resumable.settings(options).keys() == vars(options).keys() - others - of_many - timeouts
+
+
+def run_epochs(folder, *arguments, bad_epoch=0, bad_loss=0, interruption=lambda epoch: None):
+    """The loop over epochs that compute nothing, one of them with a bad parameter or loss."""
     options = train_disk.parse_options([*SMALL, "--output", str(folder), *arguments])
     good, bad = {"W": jnp.ones(2)}, {"W": jnp.array([1, jnp.inf])}
 
+    begun = []
+
     def run_epoch(state, epoch):
-        return (bad if epoch == bad_epoch else good), [jnp.ones(())] * 4, jnp.ones(3)
+        begun.append(epoch)
+        losses = jnp.array([1, jnp.nan if epoch == bad_loss else 1, 1])
+        return (bad if epoch == bad_epoch else good), [jnp.ones(())] * 4, losses
 
     return epochs.run_epochs(
         options,
@@ -323,8 +341,24 @@ def run_epochs(folder, *arguments, bad_epoch=0):
         format_progress=lambda epoch, metrics: "",
         remedy="lower --learning-rate",
         find_nonfinite=lambda state, epoch: ("0 Linear(2, 25)", "parameters"),
-        interruption=lambda: None,
+        interruption=lambda: interruption(begun[-1]),
     )
+
+
+def test_one_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
+    _, status = run_epochs(tmp_path, bad_loss=6)
+    assert status == 1
+    assert ": the loss is not finite in epoch 6 (first met" in capsys.readouterr().err
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 7
+
+
+def test_a_signal_in_the_last_epoch_comes_too_late(tmp_path, capsys):
+    def interruption(epoch):
+        return signal.SIGTERM if epoch == NUM_EPOCHS else None
+
+    assert run_epochs(tmp_path, interruption=interruption)[1] == 0
+    assert capsys.readouterr().err == ""
+    assert num_stored(tmp_path) == NUM_EPOCHS
 
 
 def test_the_layer_named_is_the_one_where_it_began_though_all_are_infected_by_the_epochs_end():
@@ -351,11 +385,15 @@ def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypat
     assert stored == [15, 30, NUM_EPOCHS]
 
 
-def test_a_parameter_that_is_not_finite_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path):
+def test_a_parameter_that_is_not_finite_ends_the_run_and_the_last_good_checkpoint_stays(
+    tmp_path, capsys
+):
     """Also where the loss is finite: a sigmoid hides an infinite parameter."""
-    state, problem, status = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
-    place = "first met: layer 0 Linear(2, 25), parameters"
-    assert problem == f"the parameters are not finite in epoch 6 ({place}): lower --learning-rate"
+    state, status = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
+    assert capsys.readouterr().err.endswith(
+        ": the parameters are not finite in epoch 6 (first met: layer 0 Linear(2, 25), "
+        f"parameters): lower --learning-rate; {tmp_path} has the results so far\n"
+    )
     assert status == 1
     assert state["W"].tolist() == [1, 1]
     assert num_stored(tmp_path) == 4

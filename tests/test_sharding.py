@@ -5,12 +5,13 @@ import math
 import re
 
 import chex
+import distributed
 import jax
 import jax.numpy as jnp
 import mnist
 import pytest
 from cases import LAYERS, LOSSES, cast, draw, draw_integers, is_floating, layer_inputs
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fnn
 from fnn import training
@@ -260,3 +261,19 @@ def test_the_mesh_is_of_all_devices_or_the_given_ones():
     replicated, parts = place(make_mesh(4), start.params, x)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(replicated))
     assert {shard.data.shape for shard in parts.addressable_shards} == {(400, 6)}
+
+
+def test_what_explicit_axes_do_not_divide_is_whole_whatever_the_other_axes_are():
+    types = AxisType.Explicit, AxisType.Auto
+    mesh = jax.make_mesh((2, 2), ("data", "model"), types, devices=jax.devices()[:4])
+    for spec, axes in ((PartitionSpec(), ()), (PartitionSpec("data"), ("data",))):
+        array = jax.device_put(x[:4], NamedSharding(mesh, spec))
+        assert fnn.sharding.sharded_axes(array)[1] == axes
+
+
+def test_examples_that_the_devices_do_not_divide_are_on_each_of_them():
+    mesh = make_mesh(4)
+    for count, is_whole in ((6, True), (8, False)):
+        (placed,) = distributed.place_examples(None, mesh, (jnp.arange(count),))
+        assert placed.tolist() == list(range(count))
+        assert placed.sharding.is_fully_replicated == is_whole
