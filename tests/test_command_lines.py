@@ -123,7 +123,9 @@ def test_a_result_that_cannot_be_written_is_as_it_was_and_told_by_name(tmp_path,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "beside", None, str(path))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{path}'")):
+    with pytest.raises(
+        OSError, match=re.escape(f"[Errno 28] No space left on device: '{path}'") + "$"
+    ):
         command_line.write_rows(path, [["b", 2]])
     assert path.read_bytes() == b"a,1\r\n"
     assert [*tmp_path.iterdir()] == [path]

@@ -440,12 +440,13 @@ def test_examples_read_in_parts_are_the_same_and_have_the_same_checksum(data):
     [
         rewrite(TRAIN_IMAGES, lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         rewrite(TRAIN_LABELS, lambda content: content[:-1] + bytes([(content[-1] + 1) % 3])),
+        rewrite(TEST_IMAGES, lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         lambda folder: (
             rewrite(TRAIN_IMAGES, lambda file: file[:16] + file[136:] + file[16:136])(folder),
             rewrite(TRAIN_LABELS, lambda file: file[:8] + file[9:] + file[8:9])(folder),
         ),
     ],
-    ids=["pixel", "label", "order"],
+    ids=["pixel", "label", "test pixel", "order"],
 )
 def test_a_checkpoint_of_other_images_is_refused(change, changed, mlp_run, tmp_path, capsys):
     output = shutil.copytree(mlp_run, tmp_path / "output")
