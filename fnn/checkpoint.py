@@ -196,9 +196,13 @@ def _read(archive, name, like):
 @contextlib.contextmanager
 def _exact():
     """Arrays pass between host and device as they are, in 64 bits, NaNs too, whatever is set."""
-    with jax.enable_x64(True), jax.debug_nans(False), jax.debug_infs(False):
-        with jax.transfer_guard("allow"):
-            yield
+    with (
+        jax.enable_x64(True),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.transfer_guard("allow"),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -233,10 +237,13 @@ def _opened(path):
 
 @contextlib.contextmanager
 def replacement(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` in the end, or vanishes if that is not reached.
+    """A new binary file that takes the place of `path` in the end, when it is on the disk.
+
+    It vanishes if that is not reached. Permissions stay, and symbolic links are followed.
 
     Raises:
-        OSError: it cannot be written; the message names `path`.
+        OSError: it cannot be written, or `path` is a folder, a device or a pipe; the message names
+            the file to be replaced.
     """
     path = os.path.realpath(os.fsdecode(path))
     check_regular(path)

@@ -36,10 +36,11 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
 
     def observed(place, kind, layer):
         report = functools.partial(_report, callback, f"{place} {kind}".strip())
+        parts = parts_of(layer)
 
         @functools.wraps(layer.forward)
         def forward(params, x, key=None):
-            if not parts_of(layer):  # whose own parameters they are
+            if parts is None:  # the parameters are its own
                 report("parameters", params)
             y, residuals = layer.forward(params, x, key)
             report("forward", y)
@@ -51,7 +52,7 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
             report("backward", dx)
             return grads, dx
 
-        changed, parts = layer._replace(forward=forward, backward=backward), parts_of(layer)
+        changed = layer._replace(forward=forward, backward=backward)
         if parts is None:
             return changed
 

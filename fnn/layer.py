@@ -242,7 +242,7 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 def clipping_factor(norm: jax.Array, max_norm: float | jax.Array) -> jax.Array:
-    """min(1, max_norm / norm), for a max_norm brought into the range of the norm's dtype."""
+    """min(1, max_norm / norm), of norm's shape and dtype, into whose range max_norm is brought."""
     finite = jnp.finfo(norm.dtype)
     limit = jnp.clip(jnp.asarray(max_norm, norm.dtype), finite.tiny, finite.max)
     return limit / jnp.maximum(norm, limit)

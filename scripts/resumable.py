@@ -150,9 +150,10 @@ def interruptions() -> Iterator[Callable[[], int | None]]:
 
 
 def checksum(tree: Any) -> int:
-    """A CRC-32 of all the tree's arrays."""
+    """A CRC-32 of all the tree's arrays and their shapes."""
     arrays = jax.device_get(jax.tree.leaves(tree))
-    return functools.reduce(lambda sum_, array: zlib.crc32(array, sum_), arrays, 0)
+    start = zlib.crc32(repr([*map(jnp.shape, arrays)]).encode())
+    return functools.reduce(lambda value, array: zlib.crc32(array, value), arrays, start)
 
 
 def is_finite(tree: Any) -> bool:

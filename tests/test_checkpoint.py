@@ -448,7 +448,7 @@ def test_a_folder_that_cannot_be_flushed_is_found_before_anything_is_replaced(
         return open_(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refused)
-    with pytest.raises(PermissionError, match="params.npz"):
+    with pytest.raises(PermissionError, match=r"params\.npz"):
         fnn.save(tmp_path / "params.npz", NEW)
     monkeypatch.undo()
     assert bits(fnn.load(tmp_path / "params.npz", OLD)) == bits(OLD)

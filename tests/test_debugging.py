@@ -104,6 +104,7 @@ def test_what_is_observed_is_opened_as_before():
     mean = fnn.Loss(lambda y, t: (jnp.mean(y), y), jnp.ones_like)
     expected = ("0.remat.0 Linear(3, 3)", "parameters")
     assert fnn.find_nonfinite(observed, mean, params, x, target) == expected
+    jax.effects_barrier()
     reports.clear()
     fnn.loss_and_grads(fnn.observe(observed, another), mean)(params, x, target)
     jax.effects_barrier()

@@ -13,6 +13,7 @@ import time
 
 import chex
 import command_line
+import distributed
 import jax
 import jax.numpy as jnp
 import pytest
@@ -88,8 +89,10 @@ def start_two(output, *arguments, programs=((SCRIPT,), (SCRIPT,)), of_second=(),
     folders, more = (output, output.parent / "unused"), ((), of_second)
     return [
         start(
-            [*programs[number], *SMALL, *options, "--process-id", number]
-            + ["--output", folders[number], *arguments, *more[number]],
+            [
+                *(*programs[number], *SMALL, *options, "--process-id", number),
+                *("--output", folders[number], *arguments, *more[number]),
+            ],
             **(second if number else {}),
         )
         for number in (0, 1)
@@ -172,7 +175,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(undisturbed, 
     programs = ("-c", HASTY), ("-c", VICTIM)
     (status, _, errors), (killed, _, _) = finish(*start_two(output, programs=programs))
     assert (status, killed) == (1, -signal.SIGKILL)
-    assert ": error: another process may be gone: " in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].startswith("-c: error: another process may be gone: ")
     shutil.copytree(output, tmp_path / "alone")
 
     assert [result[0] for result in finish(*start_two(output, "--resume"))] == [0, 0]
@@ -193,9 +196,10 @@ def test_without_the_first_process_the_other_ends_too(tmp_path):
     assert "Traceback" not in errors
 
 
-def test_processes_with_different_options_end_before_they_train(tmp_path):
+@pytest.mark.parametrize("different", [("--seed", 1), ("--num-processes", 3)], ids=str)
+def test_processes_with_different_options_end_before_they_train(different, tmp_path):
     output = tmp_path / "first"
-    for status, _, errors in finish(*start_two(output, of_second=("--seed", 1))):
+    for status, _, errors in finish(*start_two(output, of_second=different)):
         assert (status, errors) == (
             2,
             "train_disk.py: error: the processes have different options\n",
@@ -270,6 +274,13 @@ def test_an_environment_of_no_run_is_refused(arguments, environment, message, tm
     assert text == ""
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_a_stdout_that_is_closed_needs_no_silence(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    before = os.fstat(1)
+    with distributed._silence():
+        assert os.fstat(1) == before
 
 
 def test_who_waits_for_others_can_be_interrupted(tmp_path):

@@ -91,5 +91,5 @@ def test_parameters_are_counted_in_any_tree():
 
 @pytest.mark.parametrize("x_shape", [3, None, (-1, 3), ("a", 3)])
 def test_what_is_no_shape_is_refused(x_shape):
-    with pytest.raises(ValueError, match="summary: expected .*x_shape"):
+    with pytest.raises(ValueError, match=r"summary: expected .*x_shape"):
         fnn.summary(fnn.Linear(3, 2), x_shape)

@@ -234,3 +234,8 @@ def test_residuals_are_one_array_of_the_predictions_shape():
         prediction, target = draw(1, (5, 3), jnp.bfloat16), case.target(2, (5, 3))
         _, residuals = case.make("mean").forward(prediction, target)
         assert [leaf.nbytes for leaf in jax.tree.leaves(residuals)] == [2 * 15]
+
+
+def test_a_loss_of_nothing_has_no_sign():
+    value, _ = fnn.CrossEntropyLoss().forward(jnp.array([[1e4, 0.0]]), jnp.array([0]))
+    assert str(value) == "0.0"

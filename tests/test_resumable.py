@@ -1,5 +1,6 @@
 """What kills, interrupts or starves a run of train_disk.py loses at most what is not stored yet."""
 
+import io
 import json
 import os
 import pathlib
@@ -421,6 +422,21 @@ def test_signals_are_handled_as_before_when_the_work_is_done():
         assert interruption() is None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_the_line_that_progress_has_left_open_on_a_terminal_is_ended(on_terminal, monkeypatch):
+    errors = io.StringIO()
+    errors.isatty = lambda: on_terminal
+    monkeypatch.setattr(sys, "stderr", errors)
+    with resumable.interruptions():
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while not errors.getvalue().endswith("at once\n") and time.monotonic() < deadline:
+            time.sleep(0.001)
+    lines = errors.getvalue().splitlines()
+    assert lines[:-1] == [""] * on_terminal
+    assert lines[-1].endswith(": stopping after this epoch; a Ctrl-C from now on stops at once")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -233,7 +233,7 @@ def test_repeat_takes_layers_that_keep_nothing_and_have_no_params():
     ):
         repeated = fnn.repeat(layer, 3)
         params = repeated.init(key)
-        y, residuals = repeated.forward(params, x)
+        _, residuals = repeated.forward(params, x)
         assert jnp.all(repeated.backward(params, residuals, x)[1] == factor * x)
 
 
