@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from command_line import Parser, leave, positive_int, run, write_text
+from shared.command_line import Parser, leave, positive_int, run, write_text
 
 import fnn
 

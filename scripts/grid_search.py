@@ -5,11 +5,10 @@ import math
 import time
 from typing import NamedTuple
 
-import disk
-import figures
 import jax
 import jax.numpy as jnp
-from command_line import (
+from shared import disk, figures
+from shared.command_line import (
     Parser,
     leave,
     nonnegative_float,

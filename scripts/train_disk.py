@@ -3,14 +3,10 @@
 import functools
 import time
 
-import disk
-import distributed
-import epochs
-import figures
 import jax
 import jax.numpy as jnp
-import resumable
-from command_line import Parser, UserError, leave, nonnegative_float, seed, write_text
+from shared import disk, distributed, epochs, figures, resumable
+from shared.command_line import Parser, UserError, leave, nonnegative_float, seed, write_text
 
 import fnn
 

@@ -6,15 +6,10 @@ import math
 import pathlib
 import time
 
-import distributed
-import epochs
-import figures
 import jax
 import jax.numpy as jnp
-import mnist
-import pictures
-import resumable
-from command_line import (
+from shared import distributed, epochs, figures, mnist, pictures, resumable
+from shared.command_line import (
     Parser,
     UserError,
     fraction,

@@ -11,13 +11,13 @@ import subprocess
 import sys
 
 import benchmark
-import command_line
 import compare_pytorch
 import grid_search
 import pytest
 import record_pytorch
 import train_disk
 import train_mnist
+from shared import command_line
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 BAD = {
@@ -170,7 +170,7 @@ def test_the_comparison_starts_where_pytorch_is_installed(tmp_path, monkeypatch)
 def run(work, *, stdout=subprocess.DEVNULL, **environment):
     """The exit status and the errors of a script that does `work`, a statement."""
     program = (
-        "import sys, command_line\n"
+        "import sys\nfrom shared import command_line\n"
         f"def work(options):\n    {work}\n    return 0\n"
         "sys.argv[0] = 'script.py'\n"
         "sys.exit(command_line.run(work, None))"

@@ -12,14 +12,13 @@ import sys
 import time
 
 import chex
-import command_line
-import distributed
 import jax
 import jax.numpy as jnp
 import pytest
 import test_train_mnist
 import train_disk
 import train_mnist
+from shared import command_line, distributed
 
 import fnn
 
@@ -63,7 +62,8 @@ def free_port():
 # train_disk.py that waits for no other process before it ends.
 HASTY = """
 import sys
-import distributed, train_disk
+import train_disk
+from shared import distributed
 distributed.SECONDS_TO_LEAVE = 0.3
 sys.exit(train_disk.main())
 """
@@ -71,7 +71,8 @@ sys.exit(train_disk.main())
 # train_disk.py, killed in its twelfth epoch.
 VICTIM = """
 import os, signal, sys
-import distributed, train_disk
+import train_disk
+from shared import distributed
 largest, calls = distributed.largest, []
 def largest_or_end(*arguments):
     calls.append(arguments)

@@ -4,12 +4,11 @@ import math
 import re
 from xml.etree import ElementTree
 
-import disk
-import figures
 import jax
 import jax.numpy as jnp
 import pytest
-from figures import Curve
+from shared import disk, figures
+from shared.figures import Curve
 
 import fnn
 

@@ -3,11 +3,11 @@
 import csv
 import re
 
-import disk
 import grid_search
 import jax
 import jax.numpy as jnp
 import pytest
+from shared import disk
 
 import fnn
 

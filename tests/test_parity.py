@@ -1,4 +1,4 @@
-"""fnn gives the numbers that scripts/record_pytorch.py recorded from PyTorch."""
+"""fnn gives the numbers that tests/record_pytorch.py recorded from PyTorch."""
 
 import functools
 import json

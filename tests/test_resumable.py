@@ -12,14 +12,13 @@ import subprocess
 import sys
 import time
 
-import epochs
 import jax
 import jax.numpy as jnp
 import pytest
-import resumable
 import train_disk
 import train_mnist
 from cases import draw
+from shared import epochs, resumable
 
 import fnn
 

@@ -5,13 +5,12 @@ import math
 import re
 
 import chex
-import distributed
 import jax
 import jax.numpy as jnp
-import mnist
 import pytest
 from cases import LAYERS, LOSSES, cast, draw, draw_integers, is_floating, layer_inputs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from shared import distributed, mnist
 
 import fnn
 from fnn import training

@@ -11,11 +11,11 @@ import time
 import xml.etree.ElementTree
 
 import chex
-import disk
 import jax
 import jax.numpy as jnp
 import pytest
 import train_disk
+from shared import disk
 
 import fnn
 

@@ -17,11 +17,9 @@ import zlib
 import chex
 import jax
 import jax.numpy as jnp
-import mnist
-import pictures
 import pytest
-import resumable
 import train_mnist
+from shared import mnist, pictures, resumable
 
 import fnn
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from command_line import Parser, UserError, positive_int, tell
+from shared.command_line import Parser, UserError, positive_int, tell
 
 import fnn
 

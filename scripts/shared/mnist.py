@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from command_line import UserError
 from jax.sharding import PartitionSpec
+from shared.command_line import UserError
 
 import fnn
 

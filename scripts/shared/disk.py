@@ -6,10 +6,10 @@ import pathlib
 import statistics
 from itertools import pairwise
 
-import figures
 import jax
 import jax.numpy as jnp
-from command_line import layer_width, nonnegative_float, positive_int
+from shared import figures
+from shared.command_line import layer_width, nonnegative_float, positive_int
 
 import fnn
 

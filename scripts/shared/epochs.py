@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import distributed
 import jax
 import jax.numpy as jnp
-import resumable
-from command_line import progress, tell, write_rows
+from shared import distributed, resumable
+from shared.command_line import progress, tell, write_rows
 
 import fnn
 

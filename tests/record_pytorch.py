@@ -18,8 +18,8 @@ import json
 import pathlib
 import warnings
 
-from command_line import Parser, leave, run, write_text
 from compare_pytorch import import_torch, require_pytorch, torch_step
+from shared.command_line import Parser, leave, run, write_text
 
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
 EXTREMES = [1e4, -1e4, 800.0, -800.0, 90.0, -90.0, 17.0, -17.0, 0.25, -0.25]

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from figures import VERMILLION, figure, text
+from shared.figures import VERMILLION, figure, text
 
 COLUMNS, TILE, GAP, CAPTION = 6, 96, 24, 48
 

@@ -20,12 +20,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import command_line
 import jax
 import jax.numpy as jnp
-import resumable
-from command_line import Parser, UserError, positive_int
 from jax.experimental import multihost_utils
+from shared import command_line, resumable
+from shared.command_line import Parser, UserError, positive_int
 
 import fnn
 
