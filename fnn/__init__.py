@@ -3,7 +3,23 @@
 Start with fnn.layer, which states the contract.
 """
 
-from fnn.activations import (
+from fnn.checkpoint import load, read_note, save
+from fnn.combinators import Identity, Parallel, Residual, Sequential
+from fnn.datasets import idx_shape, load_idx, sample_disk
+from fnn.epoch import make_train_epoch
+from fnn.initializers import (
+    kaiming_normal,
+    kaiming_uniform,
+    lecun_normal,
+    orthogonal,
+    standard_normal,
+    xavier_normal,
+    xavier_uniform,
+    zeros,
+)
+from fnn.inspection import count_params, find_nonfinite, observe, summary
+from fnn.layer import Layer
+from fnn.layers.activations import (
     ELU,
     GELU,
     LeakyReLU,
@@ -15,25 +31,12 @@ from fnn.activations import (
     Softplus,
     Tanh,
 )
-from fnn.checkpoint import load, read_note, save
-from fnn.combinators import Identity, Parallel, Residual, Sequential
-from fnn.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d
-from fnn.datasets import idx_shape, load_idx, sample_disk
-from fnn.debugging import find_nonfinite, observe
-from fnn.dropout import Dropout
-from fnn.initializers import (
-    kaiming_normal,
-    kaiming_uniform,
-    lecun_normal,
-    orthogonal,
-    standard_normal,
-    xavier_normal,
-    xavier_uniform,
-    zeros,
-)
-from fnn.inspection import count_params, summary
-from fnn.layer import Layer
-from fnn.linear import Embedding, Linear, linear_squared_norms
+from fnn.layers.convolution import Conv2d
+from fnn.layers.dropout import Dropout
+from fnn.layers.flatten import Flatten
+from fnn.layers.linear import Embedding, Linear
+from fnn.layers.normalization import LayerNorm, RMSNorm
+from fnn.layers.pooling import AvgPool2d, MaxPool2d
 from fnn.losses import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -43,25 +46,21 @@ from fnn.losses import (
     MSELoss,
 )
 from fnn.metrics import accuracy
-from fnn.normalization import LayerNorm, RMSNorm
 from fnn.optimizers import (
     Optimizer,
     adam,
     clip_by_global_norm,
-    constant,
-    cosine_decay,
-    exponential_decay,
-    piecewise_constant,
     sgd,
 )
+from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
+from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
 from fnn.training import (
     TrainState,
     accumulate_gradients,
     init_train_state,
     loss_and_grads,
-    make_train_epoch,
     make_train_step,
     predict,
 )
@@ -69,7 +68,6 @@ from fnn.transforms import (
     as_jax_function,
     clip_gradient,
     freeze,
-    per_example,
     remat,
     repeat,
     scale_gradient,

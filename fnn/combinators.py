@@ -6,27 +6,21 @@ from itertools import accumulate
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import (
-    Layer,
-    check_array,
-    check_layers,
-    made_of,
-    note_on_error,
-    shape_token,
-    widen,
-)
+from fnn._checks import as_array, check_array, note_on_error
+from fnn._numerics import sum_of
+from fnn.layer import Layer, check_is_layer, transformed, type_of
 
 
 def Sequential(*layers: Layer) -> Layer:
     """y = f_n(... f_2(f_1(x))): forward through the layers, backward through them in reverse.
 
-    params, grads and residuals are tuples, one entry a layer. Layer i draws from
-    fold_in(key, i), so that adding a layer leaves the others' randomness alone. Sequentials
-    nest, and an empty one is the identity.
+    params, grads and residuals are tuples with one entry for each layer. Layer i draws from
+    fold_in(key, i), so adding a layer leaves the others' random numbers alone. A Sequential may
+    stand inside another. An empty one is the identity.
 
     Raises:
-        ValueError: an argument is not a Layer; params are not a tuple with one entry a layer.
-            What a layer raises passes with a note that says where it happened.
+        ValueError: an argument is not a Layer; params are not a tuple with one entry for each
+            layer. An error of a layer inside gets a note that says in which layer it happened.
     """
     init, check_length = _several("Sequential", layers)
 
@@ -50,7 +44,8 @@ def Sequential(*layers: Layer) -> Layer:
             grads.append(grad)
         return tuple(reversed(grads)), dy
 
-    return made_of(layers, "Sequential", Sequential, Layer(init, forward, backward))
+    name = "Sequential" if layers else "Identity()"
+    return Layer(init, forward, backward, name=name, layers=layers, rebuild=Sequential)
 
 
 def Identity() -> Layer:
@@ -67,7 +62,6 @@ def Residual(layer: Layer) -> Layer:
     Raises:
         ValueError: `layer` is not a Layer; its y has another shape than x.
     """
-    check_layers("Residual", (layer,))
 
     def forward(params, x, key=None):
         x = check_array("Residual", "x", x, (...,))
@@ -78,25 +72,27 @@ def Residual(layer: Layer) -> Layer:
     def backward(params, residuals, dy):
         with note_on_error("in Residual, backward"):
             grads, dx = layer.backward(params, residuals, dy)
+        dx = check_array("Residual", "the layer's dx", dx, jnp.shape(dy))
         return grads, jnp.asarray(dy, dx.dtype) + dx
 
-    return made_of((layer,), "Residual", Residual, Layer(layer.init, forward, backward))
+    return transformed(layer, Residual, forward=forward, backward=backward)
 
 
 def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
     """y = the layers' outputs for the same x, side by side along the last axis, or their sum.
 
     dx is the sum of the layers' dx, each for its part of dy. params, grads and residuals are
-    tuples, one entry a layer; layer i draws from fold_in(key, i).
+    tuples with one entry for each layer; layer i draws from fold_in(key, i).
 
-    Shapes: x what every layer takes; y (..., sum of the layers' features) for combine="concat",
-    where the axes before must be equal, and that of every layer for combine="sum". The layers'
-    outputs have one dtype, y's; 16-bit ones are added up in float32.
+    Shapes: x what every layer takes. For combine="concat", y is (..., sum of the layers' features),
+    and the axes before must be equal. For combine="sum", y has the shape that every layer's output
+    has. All outputs have one dtype, which is y's; sums of 16-bit numbers accumulate in float32.
 
     Raises:
         ValueError: no layers, or an argument is not a Layer; combine is neither "concat" nor
-            "sum"; the layers' outputs do not fit together; params are not a tuple with one entry
-            a layer. What a layer raises passes with a note that says where it happened.
+            "sum"; the layers' outputs do not fit together; a layer's dx has another shape than x;
+            params are not a tuple with one entry for each layer. An error of a layer inside gets a
+            note that says in which layer it happened.
     """
     if not layers:
         raise ValueError("Parallel: expected at least one layer, got none")
@@ -106,52 +102,52 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
 
     def forward(params, x, key=None):
         check_length("params", params)
-        x, outputs, residuals = jnp.asarray(x), [], []
+        x, ys, residuals = as_array("Parallel", "x", x), [], []
         for index, layer in enumerate(layers):
             layer_key = None if key is None else jax.random.fold_in(key, index)
             with note_on_error(f"in layer {index} of Parallel, forward"):
                 y, kept = layer.forward(params[index], x, layer_key)
-            outputs.append(y)
+            ys.append(y)
             residuals.append(kept)
-        shared = slice(None) if combine == "sum" else slice(-1)
-        is_scalar = combine == "concat" and not outputs[0].shape
-        if is_scalar or len({(y.dtype, y.ndim, y.shape[shared]) for y in outputs}) > 1:
-            got = ", ".join(f"{y.dtype} of shape {y.shape}" for y in outputs)
+        compared = slice(None) if combine == "sum" else slice(-1)  # of the axes
+        is_scalar = combine == "concat" and not ys[0].shape
+        if is_scalar or len({(y.dtype, y.ndim, y.shape[compared]) for y in ys}) > 1:
+            got = ", ".join(f"{y.dtype} of shape {y.shape}" for y in ys)
             raise ValueError(f"Parallel: expected outputs to {combine} that fit, got {got}")
-        tokens = tuple(shape_token(y) for y in outputs)
-        y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
-        return y, (tuple(residuals), tokens)
+        y = sum_of(ys) if combine == "sum" else jnp.concatenate(ys, axis=-1)
+        return y, (tuple(residuals), tuple(map(type_of, ys)), type_of(x))
 
     def backward(params, residuals, dy):
         check_length("params", params)
-        residuals, tokens = residuals
+        residuals, ys, x = residuals
         check_length("residuals", residuals)
-        shape, dtype = tokens[0].shape[1:], tokens[0].dtype
+        shape, dtype = ys[0]
         if combine == "sum":
-            parts = [check_array("Parallel", "dy", dy, shape, dtype)] * len(layers)
+            dys = [check_array("Parallel", "dy", dy, shape, dtype)] * len(layers)
         else:
-            ends = list(accumulate(token.shape[-1] for token in tokens))
+            ends = list(accumulate(y.shape[-1] for y in ys))
             dy = check_array("Parallel", "dy", dy, (*shape[:-1], ends[-1]), dtype)
-            parts = jnp.split(dy, ends[:-1], axis=-1)
+            dys = jnp.split(dy, ends[:-1], axis=-1)
         grads, dxs = [], []
         for index, layer in enumerate(layers):
             with note_on_error(f"in layer {index} of Parallel, backward"):
-                grad, dx = layer.backward(params[index], residuals[index], parts[index])
+                grad, dx = layer.backward(params[index], residuals[index], dys[index])
+            if jnp.shape(dx) != x.shape:
+                raise ValueError(
+                    f"Parallel: expected dx of layer {index} of shape {x.shape}, "
+                    f"got {jnp.shape(dx)}"
+                )
             grads.append(grad)
             dxs.append(dx)
-        return tuple(grads), _sum(dxs)
+        return tuple(grads), sum_of(dxs)
 
     rebuild = functools.partial(Parallel, combine=combine)
-    return made_of(layers, "Parallel", rebuild, Layer(init, forward, backward))
-
-
-def _sum(arrays):
-    return sum(map(widen, arrays)).astype(arrays[0].dtype)
+    return Layer(init, forward, backward, name="Parallel", layers=layers, rebuild=rebuild)
 
 
 def _several(name, layers):
-    """init for a tuple of layers, and check_length(what, entries) for what has one entry each."""
-    check_layers(name, layers)
+    """init of several layers, and check_length(what, entries): one entry for each layer."""
+    check_is_layer(name, *layers)
 
     def init(key):
         return tuple(

@@ -1,7 +1,6 @@
-"""What a model is made of: its layers, their shapes, parameters and residuals, as text."""
+"""What a model is made of, what passes through it, and where that first stops being finite."""
 
-import contextlib
-import inspect
+import functools
 import math
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -9,8 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn._checks import check_integer, is_floating
+from fnn._numerics import global_norm
 from fnn.combinators import Sequential
-from fnn.layer import Layer, check_integer, parts_of
+from fnn.layer import Layer, check_is_layer
+from fnn.losses import Loss
+
+OPENED_BY_SUMMARY = ("Sequential", "Residual", "Parallel")
 
 
 def count_params(params: Any) -> int:
@@ -19,13 +23,13 @@ def count_params(params: Any) -> int:
 
 
 def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) -> str:
-    """A table with a row a layer, for training on x of this shape and dtype, and the totals.
+    """A table of a model's layers, for training on x of this shape and dtype, with the totals.
 
-    A row has the layer's place and kind, the shape of its output, the number of its parameters
-    and the bytes of its residuals. An array that several layers keep is counted in the first, so
-    that the rows add up to what a step holds between its two passes. What combinators make is
-    opened: first come the layers inside, then, if it is no Sequential, what it has itself. What a
-    transform makes is one row. Nothing is computed: jax.eval_shape tells the shapes.
+    A row has the layer's place and name, the shape of its output, the number of its parameters, and
+    the bytes of its residuals. An array that several layers keep is counted in the first of them,
+    so the total is what a step holds between its two passes. The layers inside a combinator have
+    rows of their own; then comes what the combinator has itself, unless it is a Sequential. A
+    transform is one row. Nothing is computed: jax.eval_shape tells the shapes.
 
     Raises:
         ValueError: x_shape is no sequence of integers >= 0; what the layers raise for an x of this
@@ -36,22 +40,23 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     x_shape = tuple(check_integer("summary", "each length in x_shape", n, 0) for n in x_shape)
     rows, seen = [], {}
 
-    def counted(place, kind, layer):
+    def counted(place, layer):
         def forward(params, x, key=None):
             start = len(rows)
             y, residuals = layer.forward(params, x, key)
             kept = {id(leaf): leaf for leaf in jax.tree.leaves(residuals) if id(leaf) not in seen}
-            seen.update(kept)  # which keeps them alive, so that no two have the same id
+            seen.update(kept)  # which keeps the arrays alive, so that no two have the same id
             num_bytes = sum(jnp.asarray(leaf).nbytes for leaf in kept.values())
             num_params = count_params(params) - sum(row[3] for row in rows[start:])
-            rows.append((place, kind, str(y.shape), num_params, num_bytes))
+            label = layer.name if layer.name in OPENED_BY_SUMMARY else _label(layer)
+            rows.append((place, label, str(y.shape), num_params, num_bytes))
             return y, residuals
 
         return layer._replace(forward=forward)
 
     def run(key, x):
-        opened = "Sequential", "Residual", "Parallel"
-        map_layers(counted, model, opened=opened).forward(model.init(key), x, key)
+        opened = map_layers(counted, model, opened=OPENED_BY_SUMMARY)
+        opened.forward(model.init(key), x, key)
 
     jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct(x_shape, dtype))
     total = ("", "total", "", sum(row[3] for row in rows), sum(row[4] for row in rows))
@@ -64,50 +69,135 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 
 
 def map_layers(
-    change: Callable[[str, str, Layer], Layer],
+    change: Callable[[str, Layer], Layer],
     layer: Layer,
     place: str = "",
     *,
     opened: Container[str] | None = None,
 ) -> Layer:
-    """`layer`, with change(place, kind, inner) for every layer inside it.
+    """`layer` with change(place, inner) in place of every layer inside it.
 
-    What combinators and transforms have made is looked into, if its kind is among those `opened`
-    (all by default), rebuilt of changed parts, and changed itself if it is no Sequential. kind is
-    a layer's name in its error messages, and place is "2.0" for the first layer of the third,
-    "2.Residual" for the layer in a Residual there.
+    Combinators and transforms are opened: rebuilt of changed layers, and then changed themselves,
+    except for Sequential. `opened` names those to be opened; by default it is all of them. place is
+    "2.0" for the first layer of the third, and "2.Residual" for the layer in a Residual there.
     """
-    parts = parts_of(layer)
-    if parts is None or not parts.layers or (opened and parts.kind not in opened):
-        return change(place, _kind(layer), layer)
-    is_sequential = parts.kind == Sequential.__name__
-    inside = [place] if is_sequential else [place, parts.kind]
-    numbered = is_sequential or len(parts.layers) > 1
-    changed = parts.rebuild(
+    if not layer.layers or (opened and layer.name not in opened):
+        return change(place, layer)
+    is_sequential = layer.name == Sequential.__name__
+    inside = [place] if is_sequential else [place, layer.name]
+    numbers = [""]
+    if is_sequential or len(layer.layers) > 1:
+        numbers = map(str, range(len(layer.layers)))
+    changed = layer.rebuild(
         *(
-            map_layers(
-                change,
-                inner,
-                ".".join(filter(None, [*inside, str(index) if numbered else ""])),
-                opened=opened,
-            )
-            for index, inner in enumerate(parts.layers)
+            map_layers(change, inner, ".".join(filter(None, [*inside, number])), opened=opened)
+            for number, inner in zip(numbers, layer.layers, strict=True)
         )
     )
-    return changed if is_sequential else change(place, parts.kind, changed)
+    return changed if is_sequential else change(place, changed)
 
 
-def _kind(layer):
-    """A layer's name: "Linear(2, 3)", as in its error messages, or "remat(Linear(2, 3))"."""
-    parts = parts_of(layer)
-    if parts:
-        inner = f"({_kind(parts.layers[0])})" if len(parts.layers) == 1 else ""
-        return parts.kind + inner if parts.layers else "Identity()"
-    function = inspect.unwrap(layer.forward)
-    if inspect.isfunction(function):
-        with contextlib.suppress(ValueError):  # of a variable that has no value yet
-            name = inspect.getclosurevars(function).nonlocals.get("name")
-            if isinstance(name, str):
-                return name
-    maker = getattr(function, "__qualname__", type(function).__name__)
-    return (maker.rpartition(".<locals>.")[0] or maker).split(".")[-1]
+def _label(layer):
+    """A layer's name in a table: "Linear(2, 3)", "remat(Linear(2, 3))"."""
+    if len(layer.layers) == 1:
+        return f"{layer.name}({_label(layer.layers[0])})"
+    return layer.name
+
+
+def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], None]) -> Layer:
+    """The layer, calling callback(place, direction, statistics) for all that passes through it.
+
+    Changes only what you see. Every layer reports, and so do the combinators and transforms around
+    it, except for Sequential. Under jit, jax.debug.callback calls back while the program runs, and
+    reports of one program may come in another order. Inside a scan or vmap a layer reports once for
+    each turn or example; inside remat it reports once more in backward.
+
+    place is "2.0 Linear(25, 2)" for the first layer of the third, and "2.Residual Linear(25, 25)"
+    for the layer in a Residual there, which is itself "2 Residual".
+
+    direction is "parameters" and "forward" for params and y on the way forward, and "grads" and
+    "backward" for grads and dx on the way back. statistics are {"norm": the root of the sum of
+    squares, "nonfinite": the number of NaNs and infinities}, both of shape () and over all arrays
+    together. Nothing is reported of what has no floating elements.
+
+    Raises:
+        ValueError: `layer` is not a Layer; callback cannot be called.
+    """
+    check_is_layer("observe", layer)
+    if not callable(callback):
+        raise ValueError(f"observe: expected callback to be a function, got {callback!r}")
+
+    def observed(place, layer):
+        report = functools.partial(_report, callback, f"{place} {layer.name}".strip())
+
+        def forward(params, x, key=None):
+            if not layer.layers:  # the parameters are its own
+                report("parameters", params)
+            y, residuals = layer.forward(params, x, key)
+            report("forward", y)
+            return y, residuals
+
+        def backward(params, residuals, dy):
+            grads, dx = layer.backward(params, residuals, dy)
+            report("grads", grads)
+            report("backward", dx)
+            return grads, dx
+
+        def rebuild(*layers):
+            return observed(place, layer.rebuild(*layers))
+
+        inside = {"name": layer.name, "layers": layer.layers, "rebuild": rebuild}
+        return Layer(layer.init, forward, backward, **inside)
+
+    return map_layers(observed, layer)
+
+
+def find_nonfinite(
+    model: Layer, loss: Loss, params: Any, x: jax.Array, target: jax.Array, key: Any = None
+) -> tuple[str, str] | None:
+    """(place, direction) of the first NaN or infinity in one forward and backward pass, or None.
+
+    Places and directions are those of observe, in the order in which a training step meets them.
+    Before and between the layers they are ("x", "forward"), ("target", "forward"),
+    ("loss", "forward") for the loss's value, and ("loss", "backward") for the derivative by the
+    prediction. The arguments are those of loss_and_grads(model, loss). The passes are not compiled:
+    one operation runs after the other, and so do the copies in a repeat.
+
+    Raises:
+        ValueError: it is called under jit, vmap or another transformation of JAX.
+    """
+    arrays = jax.tree.leaves((params, x, target, key))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in arrays):
+        raise ValueError("find_nonfinite: expected arrays with values, got ones that are traced")
+    found = []
+
+    def callback(place, direction, statistics):
+        if statistics["nonfinite"]:
+            found.append((place, direction))
+
+    report = functools.partial(_report, callback)
+    observed = observe(model, callback)
+    with jax.disable_jit(), jax.debug_nans(False), jax.debug_infs(False):
+        report("x", "forward", x)
+        report("target", "forward", target)
+        prediction, residuals = observed.forward(params, x, key)
+        value, loss_residuals = loss.forward(prediction, target)
+        report("loss", "forward", value)
+        d_prediction = loss.backward(loss_residuals)
+        report("loss", "backward", d_prediction)
+        observed.backward(params, residuals, d_prediction)
+    return found[0] if found else None
+
+
+def _report(callback, place, direction, tree):
+    leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(tree)) if is_floating(leaf)]
+    if leaves:
+        with jax.disable_jit(False):
+            statistics = _statistics(leaves)
+        jax.debug.callback(functools.partial(callback, place, direction), statistics)
+
+
+@jax.jit
+def _statistics(leaves):
+    nonfinite = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves)
+    return {"norm": global_norm(leaves), "nonfinite": nonfinite}

@@ -1,4 +1,4 @@
-"""The Layer triple, its contract, and the checks by which every layer keeps it.
+"""The Layer triple and its contract. Read this file first.
 
 A layer is three pure functions:
 
@@ -6,40 +6,134 @@ A layer is three pure functions:
     forward:  (params, x, key=None) -> (y, residuals)
     backward: (params, residuals, dy) -> (grads, dx)
 
-params      any pytree; () for a layer without parameters.
-residuals   what backward needs and forward had, as small a pytree as will do: it is the
-            layer's memory cost between the two passes.
-dy, dx      cotangents: the derivatives of a scalar (the loss) by y and by x. dx has x's shape
-            and dtype.
-grads       the derivative by params: their structure, shapes and dtypes.
-key         randomness, for layers that need it; None means evaluation. A layer that needs none
-            ignores it.
+params      Any pytree. It is () for a layer without parameters.
+residuals   The saved tensors: what backward needs and forward had. They are the memory that the
+            layer takes between the two passes, so they are as small as the mathematics allows.
+dy, dx      The derivatives of a scalar (the loss) by y and by x. dx has x's shape and dtype.
+grads       The derivative by params. It has the structure, shapes and dtypes of params.
+key         A layer that draws random numbers draws them with this key. None means evaluation.
 
-Layers work on (..., features), so that one example without a batch axis is legal. Arithmetic
-runs in x's dtype, with params converted to it, and y has that dtype; products and sums of
-16-bit numbers accumulate in float32. A layer refuses what has the wrong shape with a ValueError,
-from shapes alone, before it computes anything; under jit that is while the program is traced.
+Shapes: x is (..., features). The leading axes are free: one example without a batch axis is legal.
+
+Dtypes: arithmetic runs in x's dtype, params are converted to it, and y has it. Products and sums
+of 16-bit numbers accumulate in float32.
+
+Errors: a layer raises a ValueError for a wrong shape before it computes anything. It knows from
+the shapes alone; under jit the error comes while JAX traces the program.
 """
 
-import contextlib
-import math
-import operator
-from collections.abc import Callable, Iterator
+import inspect
+import textwrap
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+
+from fnn._checks import check_tree
 
 
-class Layer(NamedTuple):
-    """An (init, forward, backward) triple of pure functions; see the contract above.
-
-    `layer._replace(backward=other)` is the same layer with another learning rule.
-    """
-
+class _Triple(NamedTuple):
     init: Callable[[jax.Array], Any]
     forward: Callable[..., tuple[jax.Array, Any]]
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+
+
+class Layer(_Triple):
+    """An (init, forward, backward) triple of pure functions; the module states the contract.
+
+    `init, forward, backward = layer` unpacks it. `layer._replace(backward=other)` is the same layer
+    with another learning rule. `print(layer)` shows its name and the layers inside it.
+
+    Attributes:
+        name: "Linear(2, 25)". By default the name of the function that defined forward.
+        layers: The layers that it is made of; () if it is not made of layers.
+        rebuild: rebuild(*layers) is the same combinator or transform of other layers.
+
+    After _replace the name stays, and `layers` is (): the functions need no longer use them.
+    """
+
+    def __new__(cls, init, forward, backward, *, name=None, layers=(), rebuild=None):
+        layer = super().__new__(cls, init, forward, backward)
+        layer.name, layer.layers, layer.rebuild = name or _maker_of(forward), layers, rebuild
+        return layer
+
+    def _replace(self, **functions) -> "Layer":
+        return Layer(*_Triple(*self)._replace(**functions), name=self.name)
+
+    def __repr__(self) -> str:
+        if not self.layers:
+            return self.name
+        settings = [
+            f"{name}={value!r}" for name, value in getattr(self.rebuild, "keywords", {}).items()
+        ]
+        if len(self.layers) == 1:
+            return f"{self.name}({', '.join([repr(self.layers[0]), *settings])})"
+        rows = [f"{index}: {layer!r}" for index, layer in enumerate(self.layers)]
+        inside = textwrap.indent(",\n".join(rows + settings), "  ")
+        return f"{self.name}(\n{inside}\n)"
+
+
+def _maker_of(function):
+    """The name of the function in which a function is defined; its own name if there is none."""
+    function = inspect.unwrap(function) if callable(function) else function
+    path = getattr(function, "__qualname__", type(function).__name__)
+    return (path.rpartition(".<locals>.")[0] or path).split(".")[-1]
+
+
+def check_is_layer(name: str, *layers: Any) -> None:
+    """Raise ValueError unless each of `layers` is a Layer."""
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r:.200}")
+
+
+def transformed(layer: Layer, rebuild: Callable[..., Layer], **functions: Callable) -> Layer:
+    """`layer` with other functions, as the transform `rebuild`, which has them made, returns it.
+
+    `rebuild` is the transform, or a functools.partial of it with its settings.
+
+    Raises:
+        ValueError: `layer` is not a Layer.
+    """
+    name = getattr(rebuild, "func", rebuild).__name__
+    check_is_layer(name, layer)
+    functions = _Triple(*layer)._replace(**functions)
+    return Layer(*functions, name=name, layers=(layer,), rebuild=rebuild)
+
+
+def with_params(
+    name: str,
+    params: dict[str, tuple[tuple[int, ...], Callable[..., jax.Array]]],
+    dtype: Any,
+    forward: Callable[..., tuple[jax.Array, Any]],
+    backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+) -> Layer:
+    """The frame of every layer with parameters: it draws them, checks them, and rounds the grads.
+
+    Args:
+        params: for each parameter its shape and its initializer (key, shape, dtype) -> array.
+            Parameter number i is drawn with fold_in(key, i).
+        dtype: the dtype of the parameters.
+        forward, backward: those of the contract. The grads may be wider than the parameters.
+    """
+    like = {leaf: jax.ShapeDtypeStruct(shape, dtype) for leaf, (shape, _) in params.items()}
+
+    def init(key):
+        return {
+            leaf: initializer(jax.random.fold_in(key, index), shape, dtype)
+            for index, (leaf, (shape, initializer)) in enumerate(params.items())
+        }
+
+    def checked_forward(params, x, key=None):
+        check_tree(name, "params", params, like)
+        return forward(params, x, key)
+
+    def checked_backward(params, residuals, dy):
+        check_tree(name, "params", params, like)
+        grads, dx = backward(params, residuals, dy)
+        return {leaf: grads[leaf].astype(params[leaf].dtype) for leaf in params}, dx
+
+    return Layer(init, checked_forward, checked_backward, name=name)
 
 
 def without_params(
@@ -47,10 +141,7 @@ def without_params(
     forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
     backward: Callable[[Any, jax.Array], jax.Array],
 ) -> Layer:
-    """The layer with params () of forward(x, key) -> (y, residuals), backward(residuals, dy)."""
-
-    def init(key):
-        return ()
+    """The frame of every layer without: forward(x, key) -> (y, residuals), backward(...) -> dx."""
 
     def checked_forward(params, x, key=None):
         check_tree(name, "params", params, ())
@@ -60,199 +151,16 @@ def without_params(
         check_tree(name, "params", params, ())
         return (), backward(residuals, dy)
 
-    return Layer(init, checked_forward, checked_backward)
+    return Layer(lambda key: (), checked_forward, checked_backward, name=name)
 
 
-class Parts(NamedTuple):
-    """What a layer is made of: its kind, and the layers that rebuild(*layers) makes it of."""
+@jax.tree_util.register_static
+class ArrayType(NamedTuple):
+    """The shape and the dtype of an array that residuals need not hold: a pytree without leaves."""
 
-    layer: Layer
-    kind: str
-    layers: tuple[Layer, ...]
-    rebuild: Callable[..., Layer]
-
-
-def made_of(layers: tuple[Layer, ...], kind: str, rebuild: Callable[..., Layer], layer: Layer):
-    """`layer`, whose backward remembers its parts, for what looks inside (summary, observe)."""
-    layer.backward.parts = Parts(layer, kind, layers, rebuild)
-    return layer
+    shape: tuple[int, ...]
+    dtype: Any
 
 
-def parts_of(layer: Layer) -> Parts | None:
-    """The parts of a layer that made_of has returned; None where a function has been replaced."""
-    parts = getattr(layer.backward, "parts", None)
-    return parts if parts and parts.layer == layer else None
-
-
-def check_array(
-    name: str, what: str, array: Any, shape: tuple[Any, ...], dtype: Any = None
-) -> jax.Array:
-    """`array` as a jax array, converted to `dtype` where one is given.
-
-    Raises ValueError unless it is floating point and of `shape`, in which a leading Ellipsis
-    stands for any number of axes and a name for an axis of any length.
-    """
-    array = _as_array(name, what, array)
-    lengths, num_leading = shape, 0
-    if shape[:1] == (...,):
-        lengths, num_leading = shape[1:], array.ndim - len(shape) + 1
-    if (
-        array.ndim - num_leading != len(lengths)
-        or num_leading < 0
-        or not all(
-            isinstance(expected, str) or length == expected
-            for length, expected in zip(array.shape[num_leading:], lengths, strict=True)
-        )
-    ):
-        pattern = str(shape).replace("Ellipsis", "...").replace("'", "")
-        raise ValueError(f"{name}: expected {what} of shape {pattern}, got {array.shape}")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected {what} of a floating dtype, got {array.dtype}")
-    return array if dtype is None else array.astype(dtype)
-
-
-def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
-    """Raise ValueError unless `tree` has the structure and shapes of `like`, and is floating.
-
-    `like` is a pytree of arrays, or of jax.ShapeDtypeStruct.
-    """
-    expected, found = (
-        jax.tree.map(lambda leaf: getattr(leaf, "shape", ()), part) for part in (like, tree)
-    )
-    if jax.tree.structure(tree) != jax.tree.structure(like) or found != expected:
-        kind = type(tree).__name__
-        raise ValueError(f"{name}: expected {what} of shapes {expected}, got {found} ({kind})")
-    for leaf in jax.tree.leaves(tree):
-        dtype = jnp.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{name}: expected {what} of a floating dtype, got {dtype}")
-
-
-def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> Any:
-    """`value` as an int, if it is an integer from low to high, else ValueError.
-
-    A traced integer passes as it is.
-    """
-    if isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
-        return value
-    try:
-        integer = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        integer = None
-    if integer is None or not low <= integer <= high:
-        span = "an integer" if low == -math.inf else f"an integer >= {low}"
-        span = span if high == math.inf else f"an integer from {low} to {high}"
-        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
-    return integer
-
-
-def check_number(name: str, what: str, value: Any, low: float = -math.inf) -> None:
-    """Raise ValueError unless `value` is a finite real scalar >= low; a traced one passes."""
-    try:
-        array = jnp.asarray(value)
-        real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-        is_scalar = array.ndim == 0 and real
-    except (TypeError, ValueError, OverflowError):
-        is_scalar = False
-    if is_scalar and isinstance(value, jax.core.Tracer):
-        return
-    if not is_scalar or not math.isfinite(value) or value < low:
-        span = "a finite number" if low == -math.inf else f"a finite number >= {low}"
-        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
-
-
-def check_nonnegative(name: str, what: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a finite real scalar >= 0; a traced one passes."""
-    check_number(name, what, value, 0)
-
-
-def check_positive(name: str, what: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a finite real scalar > 0; a traced one passes."""
-    check_nonnegative(name, what, value)
-    if not isinstance(value, jax.core.Tracer) and value == 0:
-        raise ValueError(f"{name}: expected {what} to be above 0, got {value!r}")
-
-
-def check_integers(name: str, what: str, array: Any) -> jax.Array:
-    """`array` as a jax array; raises ValueError unless it is of an integer dtype."""
-    array = _as_array(name, what, array)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name}: expected {what} of an integer dtype, got {array.dtype}")
-    return array
-
-
-def _as_array(name, what, array):
-    try:
-        return jnp.asarray(array)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected {what} to be an array, got {array!r:.80}") from error
-
-
-def check_layers(name: str, layers: tuple[Any, ...]) -> None:
-    """Raise ValueError unless every one of `layers` is a Layer."""
-    for index, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r}")
-
-
-def checked_indices(indices: jax.Array, length: int) -> jax.Array:
-    """Integer indices as int32: those from 0 to length - 1 as they are, all others as `length`."""
-    if indices.dtype.itemsize < 4:
-        indices = indices.astype(jnp.int32)  # which has room for the length
-    return jnp.where((indices >= 0) & (indices < length), indices, length).astype(jnp.int32)
-
-
-def shape_token(array: jax.Array) -> jax.Array:
-    """An array without elements by which residuals remember the shape and dtype of `array`.
-
-    It has one axis more, the first, of length 0.
-    """
-    return jax.lax.slice_in_dim(jax.lax.expand_dims(array, [0]), 0, 0)
-
-
-def accumulation_dtype(dtype: Any) -> Any:
-    """The dtype in which numbers of `dtype` are summed: float32 for 16-bit ones, else `dtype`."""
-    is_narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.float32 if is_narrow else dtype
-
-
-def widen(array: Any) -> jax.Array:
-    """`array` in its accumulation dtype."""
-    array = jnp.asarray(array)
-    return array.astype(accumulation_dtype(array.dtype))
-
-
-def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """The root of the sum of squares along `axis` or all axes, which stay, with length 1.
-
-    It has the accumulation dtype, and is computed in units of the largest number, whose square
-    may overflow.
-    """
-    array = widen(array)
-    largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
-    unit = jnp.where((largest == 0) | jnp.isinf(largest), 1, largest)
-    squares = jnp.square(array / unit)
-    return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """The norm () of all the tree's leaves together, in JAX's default floating dtype."""
-    norms = [norm(jnp.asarray(leaf, float)).reshape(1) for leaf in jax.tree.leaves(tree)]
-    return norm(jnp.concatenate([jnp.zeros(1), *norms]))[0]
-
-
-def clipping_factor(norm: jax.Array, max_norm: float | jax.Array) -> jax.Array:
-    """min(1, max_norm / norm), of norm's shape and dtype, into whose range max_norm is brought."""
-    finite = jnp.finfo(norm.dtype)
-    limit = jnp.clip(jnp.asarray(max_norm, norm.dtype), finite.tiny, finite.max)
-    return limit / jnp.maximum(norm, limit)
-
-
-@contextlib.contextmanager
-def note_on_error(place: str) -> Iterator[None]:
-    """Adds `place` to an exception that passes through, as a note below its message."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(place)
-        raise
+def type_of(array: jax.Array) -> ArrayType:
+    return ArrayType(array.shape, array.dtype)

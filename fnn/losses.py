@@ -1,20 +1,25 @@
 """Losses: pairs of pure functions, in the style of layers.
 
-Every loss is s times a sum of terms. The scale s is 1 / number of terms for the reduction "mean",
-as in torch.nn; 1 for "sum"; and for "batchmean" 1 / batch size, where the batch size is the length
-of the first axis, or 1 for a single example (prediction with fewer than two axes). A mean over
-nothing is refused with a ValueError. The value is a scalar in prediction's dtype.
+Every loss is s times a sum of terms. The reduction gives the scale s:
+
+    "mean"       1 / number of terms, as in torch.nn
+    "sum"        1
+    "batchmean"  1 / batch size: the length of the first axis, or 1 for a single example, that is a
+                 prediction with fewer than two axes
+
+A mean over nothing is refused with a ValueError. The value is a scalar in prediction's dtype. What
+forward keeps for backward is the derivative itself, one array of prediction's shape and dtype.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fnn.activations import log_softmax
-from fnn.layer import check_array, check_positive, checked_indices, widen
+from fnn._checks import as_array, check_array, check_positive
+from fnn._numerics import upcast, valid_or_length
+from fnn.layers.activations import log_softmax
 
 
 class Loss(NamedTuple):
@@ -37,9 +42,9 @@ def MSELoss(reduction: str = "mean") -> Loss:
 
     def evaluate(prediction, target):
         difference = prediction - target
-        return jnp.square(difference), difference
+        return jnp.square(difference), 2 * difference
 
-    return _loss("MSELoss", reduction, evaluate, factor=2)
+    return _loss("MSELoss", reduction, evaluate)
 
 
 def L1Loss(reduction: str = "mean") -> Loss:
@@ -77,8 +82,8 @@ def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
 def BCEWithLogitsLoss(reduction: str = "mean") -> Loss:
     """value = -s * sum(t log p + (1 - t) log(1 - p)) with p = sigmoid(prediction), t = target.
 
-    d_prediction = s (p - t). No exponential overflows, because -log p is computed from the logit
-    x as softplus(-x), and -log(1 - p) as softplus(x).
+    d_prediction = s (p - t). -log p is computed as softplus(-x) from the logit x, and -log(1 - p)
+    as softplus(x), so that no exponential overflows.
 
     Shapes, Raises: as MSELoss; target holds probabilities, from 0 to 1.
     """
@@ -100,73 +105,80 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
     Shapes: prediction (..., classes), the logits; target (...) of an integer dtype, each
     example's class, or (..., classes) of a floating one, the probabilities t; value ().
 
-    A class that is not from 0 to classes - 1 makes the value and its example's derivatives NaN:
-    unlike PyTorch, which passes over -100, this passes over none.
+    A label that is not from 0 to classes - 1 makes the value NaN, and the derivatives of its
+    example. (PyTorch ignores the label -100; fnn ignores none.)
 
     Raises:
         ValueError: unknown reduction; a target of another shape or dtype; a mean over nothing.
     """
 
-    def probabilities(logits, target):
-        target, expected = jnp.asarray(target), logits.shape[:-1]
+    def evaluate(logits, target):
+        log_p, classes = log_softmax(logits, -1), logits.shape[-1]
+        is_label = jnp.issubdtype(target.dtype, jnp.integer)
+        labels = valid_or_length(target, classes) if is_label else None
+        t = jax.nn.one_hot(labels, classes, dtype=logits.dtype) if is_label else target
+        terms = 0 - jnp.sum(_product(t, log_p), axis=-1)  # 0 minus, so that it is not -0 if p is 1
+        slopes = jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t
+        if is_label:
+            is_class = labels < classes
+            terms = jnp.where(is_class, terms, jnp.nan)
+            slopes = jnp.where(jnp.expand_dims(is_class, -1), slopes, jnp.nan)
+        return terms, slopes
+
+    def convert(logits, target):
+        target = as_array("CrossEntropyLoss", "target", target)
         is_label = jnp.issubdtype(target.dtype, jnp.integer)
         if not is_label and target.shape == logits.shape:
             return check_array("CrossEntropyLoss", "target", target, logits.shape, logits.dtype)
-        if not is_label or target.shape != expected:
+        if not is_label or target.shape != logits.shape[:-1]:
             raise ValueError(
-                f"CrossEntropyLoss: expected integer labels of shape {expected} or probabilities "
-                f"of shape {logits.shape}, got {target.dtype} of shape {target.shape}"
+                f"CrossEntropyLoss: expected integer labels of shape {logits.shape[:-1]} or "
+                f"probabilities of shape {logits.shape}, got {target.dtype} of shape {target.shape}"
             )
-        classes = logits.shape[-1]
-        target = checked_indices(target, classes)
-        is_class = (target < classes).astype(logits.dtype)
-        return jax.nn.one_hot(target, classes, dtype=logits.dtype) / is_class[..., None]
+        return target
 
-    def evaluate(logits, target):
-        log_p = log_softmax(logits, -1)
-        terms = 0 - jnp.sum(_product(target, log_p), axis=-1)  # 0, and not -0, where p is 1
-        return terms, jnp.exp(log_p) * jnp.sum(target, axis=-1, keepdims=True) - target
-
-    return _loss("CrossEntropyLoss", reduction, evaluate, probabilities)
+    return _loss("CrossEntropyLoss", reduction, evaluate, (..., "classes"), convert)
 
 
 def _product(weight, value):
-    """weight * value, 0 where the weight is, however large the value."""
+    """weight * value, and 0 where the weight is 0, even if the value is infinite."""
     return weight * jnp.where(weight == 0, 0, value)
 
 
-def _loss(name, reduction, evaluate, probabilities=None, factor=1):
-    """The loss s * sum(terms), d_prediction = s factor slopes: evaluate(prediction, target), in
-    their accumulation dtype, is (terms, slopes). The slopes are the residuals.
+def _loss(name, reduction, evaluate, shape=(...,), convert=None):
+    """The frame of every loss: evaluate(prediction, target) -> (terms, their derivatives).
 
-    With probabilities(prediction, target), which converts the target, the terms are examples,
-    else elements.
+    evaluate gets both in the accumulation dtype. The terms have the prediction's shape, or that of
+    its axes before the classes for a prediction of `shape` (..., "classes"). convert(prediction,
+    target) checks and converts a target that is not simply an array like the prediction.
     """
     if reduction not in ("mean", "sum", "batchmean"):
         raise ValueError(
             f"{name}: expected reduction 'mean', 'sum' or 'batchmean', got {reduction!r}"
         )
-    shape = (..., "classes") if probabilities else (...,)
 
-    def scale(shape):
+    def scale(terms, prediction):
         if reduction == "sum":
             return 1.0
-        if math.prod(shape) == 0:
-            raise ValueError(f"{name}: expected at least one element, got shape {shape}")
+        if prediction.size == 0:
+            raise ValueError(f"{name}: expected at least one element, got shape {prediction.shape}")
         if reduction == "mean":
-            return 1.0 / math.prod(shape[:-1] if probabilities else shape)
-        return 1.0 / (shape[0] if len(shape) > 1 else 1)
+            return 1.0 / terms.size
+        return 1.0 / (len(prediction) if prediction.ndim > 1 else 1)
 
     def forward(prediction, target):
         prediction = check_array(name, "prediction", prediction, shape)
-        wide = widen(prediction)
-        if probabilities:
-            target = probabilities(wide, target)
-        terms, slopes = evaluate(wide, check_array(name, "target", target, wide.shape, wide.dtype))
-        value = scale(wide.shape) * jnp.sum(terms)
-        return value.astype(prediction.dtype), slopes.astype(prediction.dtype)
+        wide = upcast(prediction)
+        if convert:
+            target = convert(wide, target)
+        else:
+            target = check_array(name, "target", target, wide.shape, wide.dtype)
+        terms, derivatives = evaluate(wide, target)
+        s = scale(terms, prediction)
+        value = s * jnp.sum(terms)
+        return value.astype(prediction.dtype), (s * derivatives).astype(prediction.dtype)
 
-    def backward(slopes):
-        return (factor * scale(slopes.shape) * widen(slopes)).astype(slopes.dtype)
+    def backward(d_prediction):
+        return d_prediction
 
     return Loss(forward, backward)

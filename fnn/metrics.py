@@ -3,9 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from fnn._checks import as_array, check_integer_array
+from fnn._numerics import valid_or_length
+
 
 def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """The fraction of examples whose highest score is at their label.
+
+    An example that has NaN among its scores counts as wrong.
 
     Shapes: scores (..., classes), labels (...) of an integer dtype; the result () is a float.
 
@@ -13,16 +18,16 @@ def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
         ValueError: labels' shape is not that of scores less the last axis; labels are not
             integers; no examples.
     """
-    scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+    scores = as_array("accuracy", "scores", scores)
+    labels = check_integer_array("accuracy", "labels", labels)
     if scores.ndim == 0 or labels.shape != scores.shape[:-1]:
         expected = scores.shape[:-1]
         raise ValueError(
             f"accuracy: expected labels of shape {expected} for scores of shape {scores.shape}, "
             f"got {labels.shape}"
         )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"accuracy: expected labels of an integer dtype, got {labels.dtype}")
     if scores.size == 0:
         raise ValueError(f"accuracy: expected at least one example, got shape {scores.shape}")
-    predicted = jnp.argmax(scores, axis=-1)
-    return jnp.mean(predicted == labels.astype(predicted.dtype))
+    predicted = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    is_right = predicted == valid_or_length(labels, scores.shape[-1])
+    return jnp.mean(is_right & ~jnp.any(jnp.isnan(scores), axis=-1))

@@ -1,7 +1,7 @@
-"""Data parallelism: every device has its part of the examples, and all of the parameters.
+"""Data parallelism: each device has its part of the examples, and all of the parameters.
 
-The rest is JAX's: jit runs a program over sharded arrays as one on every device, and the sums over
-the examples in a backward pass become all-reduces.
+JAX does the rest: jit runs a program over sharded arrays on every device, and the sums over the
+examples in a backward pass become all-reduces.
 
     mesh = fnn.data_parallel_mesh()
     state = fnn.replicate(mesh, state)
@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def data_parallel_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of the devices along one axis, "data", whose type is Auto.
 
-    All devices if none are given, of all processes. A mesh with Explicit axes will do as well.
+    By default these are all devices of all processes. fnn works on a mesh of Explicit axes too.
 
     Raises:
         ValueError: no devices, or one of them twice.
@@ -32,18 +32,18 @@ def data_parallel_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The tree with all of every array on each device of the mesh.
+    """The tree with all of every array, copied, on each device of the mesh.
 
-    Every process of a run of several gives the same tree.
+    In a run of several processes, each passes the same tree.
     """
     return _place(mesh, PartitionSpec(), tree)
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """The tree of arrays (n, ...) with n / N examples on each of the mesh's N devices.
+    """The tree of arrays (n, ...), copied, with n / N examples on each of the mesh's N devices.
 
-    N is along the mesh's first axis. In a run of several processes each gives its own examples,
-    equally many, and the arrays are those of all of them, in the order of the processes.
+    The N devices are those along the mesh's first axis. In a run of several processes, each passes
+    its own examples, equally many; the arrays returned are those of all, in the processes' order.
 
     Raises:
         ValueError: an array without a first axis, or one that the devices do not divide.
@@ -60,9 +60,10 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def sharded_axes(x: jax.Array) -> tuple[Any, tuple[str, ...]]:
-    """x's abstract mesh and the axes of it that x's first axis is sharded over, for all a trace
-    knows: what Explicit axis types say; the mesh's first axis where that is Auto, which says
-    nothing. A mesh without axes where there is none.
+    """x's abstract mesh, and the names of its axes over which x's first axis is sharded.
+
+    Explicit axes tell it in x's type. Auto axes tell nothing while a program is traced: then it is
+    taken to be the mesh's first axis. Without a mesh there are no axes.
     """
     sharding = jax.typeof(x).sharding
     mesh, axes = sharding.mesh, sharding.spec[0]
@@ -72,6 +73,8 @@ def sharded_axes(x: jax.Array) -> tuple[Any, tuple[str, ...]]:
 
 
 def _place(mesh, spec, tree):
+    # JAX may keep a view of NumPy's memory, which the caller may use for the next batch.
+    tree = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jnp.array(a), tree)
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)

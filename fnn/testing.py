@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from fnn._checks import is_floating
 from fnn.layer import Layer
 from fnn.losses import Loss
 
@@ -51,7 +52,7 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
             leaves, structure = jax.tree.flatten(params)
             noise_keys = jax.random.split(noise_key, len(leaves))
             leaves = [
-                leaf + 0.1 * jax.random.normal(key, leaf.shape) if _floating(leaf) else leaf
+                leaf + 0.1 * jax.random.normal(key, leaf.shape) if is_floating(leaf) else leaf
                 for leaf, key in zip(leaves, noise_keys, strict=True)
             ]
             inputs = {"grads": jax.tree.unflatten(structure, leaves), "dx": x}
@@ -97,7 +98,7 @@ def _compare(name, forward, backward, inputs):
     `inputs` and the derivatives are dictionaries, whose keys are the names that a message uses.
     """
     leaves = jax.tree.leaves_with_path(inputs)
-    checked = [number for number, (_, leaf) in enumerate(leaves) if _floating(leaf)]
+    checked = [number for number, (_, leaf) in enumerate(leaves) if is_floating(leaf)]
     begins = accumulate((leaves[number][1].size for number in checked), initial=0)
     parts = [
         (number, start, stop)
@@ -178,13 +179,9 @@ def _check_alike(expectation, like, got):
         raise AssertionError(f"{expectation} to be {like}, got {got}")
 
 
-def _floating(leaf):
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def _float64(tree):
     def convert(leaf):
         leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.float64) if _floating(leaf) else leaf
+        return leaf.astype(jnp.float64) if is_floating(leaf) else leaf
 
     return jax.tree.map(convert, tree)

@@ -1,41 +1,39 @@
-"""Transforms: one layer -> one layer.
+"""Transforms: one layer -> one layer, with another memory, precision or routing of gradients.
 
-A layer is three functions, so a function of layers can change how gradients are computed, stored
-or routed. Each of these says what it changes, and nests with the others and with the combinators.
+A layer is three functions, so a function from layer to layer can change how gradients are computed,
+stored or routed. Each docstring says what the transform changes. Transforms may stand inside each
+other and inside combinators.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import (
-    Layer,
+from fnn._checks import (
+    as_array,
     check_array,
     check_integer,
-    check_layers,
     check_number,
     check_positive,
-    clipping_factor,
-    made_of,
-    norm,
+    is_floating,
     note_on_error,
-    shape_token,
-    widen,
 )
+from fnn._numerics import clipping_factor, norm, upcast
+from fnn.layer import Layer, check_is_layer, transformed, type_of
 
 
 def remat(layer: Layer) -> Layer:
-    """The layer with x as its only residual: backward runs forward again. Chen et al., 2016.
+    """The layer that keeps x alone: its backward runs forward again. Chen et al., 2016.
 
-    Changes memory, at the cost of a second forward pass, which draws from the same key.
+    Changes the memory between the passes, at the cost of a second forward pass. Both forward passes
+    draw from the same key.
 
     Raises:
         ValueError: `layer` is not a Layer.
     """
-    check_layers("remat", (layer,))
 
     def forward(params, x, key=None):
         y, _ = layer.forward(params, x, key)
@@ -46,67 +44,69 @@ def remat(layer: Layer) -> Layer:
         return layer.backward(params, residuals, dy)
 
     @jax.jit
-    def again(*args):
-        return _computed_again(forward_and_backward, *args)
+    def run_again(*args):
+        return _without_reuse(forward_and_backward, *args)
 
     def backward(params, residuals, dy):
-        return again(params, *residuals, dy)
+        return run_again(params, *residuals, dy)
 
-    return made_of((layer,), "remat", remat, Layer(layer.init, forward, backward))
+    return transformed(layer, remat, forward=forward, backward=backward)
 
 
 def repeat(layer: Layer, n: int) -> Layer:
-    """y = f(... f(f(x))), n copies of the layer with parameters of their own, run by lax.scan.
+    """y = f(... f(f(x))): n copies of the layer, each with its own parameters, run by lax.scan.
 
-    Changes neither values nor gradients of Sequential(layer, ..., layer), n times: copy i draws
-    from fold_in(key, i). But the time to compile does not depend on n, and every leaf of params,
-    grads and residuals has a first axis of length n, one entry a copy.
+    Changes the time to compile, which does not depend on n. Values and gradients are those of
+    Sequential(layer, ..., layer): copy i draws from fold_in(key, i). Every leaf of params, grads
+    and residuals has a first axis of length n, with one entry for each copy.
 
-    Shapes: x what the layer takes, y the same.
+    Shapes: x what the layer takes; y has x's shape.
 
     Raises:
         ValueError: `layer` is not a Layer; n is not a positive integer; y has another shape or
-            dtype than x; a leaf of params does not have a first axis of length n.
+            dtype than x, or dx than dy; a leaf of params does not have a first axis of length n.
     """
-    check_layers("repeat", (layer,))
     n = check_integer("repeat", "n", n, 1)
 
     def init(key):
-        return jax.vmap(lambda index: layer.init(jax.random.fold_in(key, index)))(jnp.arange(n))
+        # By a loop: under vmap, keys of the implementation "rbg" would draw other numbers.
+        return jax.lax.map(lambda index: layer.init(jax.random.fold_in(key, index)), jnp.arange(n))
 
     def check_copies(params):
         shapes = jax.tree.map(jnp.shape, params)
         if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(params)):
             raise ValueError(f"repeat: expected params with a first axis of {n}, got {shapes}")
 
+    def check_alike(what, expected, got):
+        if type_of(got) != type_of(expected):
+            (shape, dtype), (got_shape, got_dtype) = type_of(expected), type_of(got)
+            raise ValueError(
+                f"repeat: expected {what}, {dtype} of shape {shape}, "
+                f"got {got_dtype} of shape {got_shape}"
+            )
+
     def forward(params, x, key=None):
         check_copies(params)
-        from_arrays = None
 
         def step(x, copy):
-            nonlocal from_arrays
             index, params = copy
             layer_key = None if key is None else jax.random.fold_in(key, index)
             y, residuals = layer.forward(params, x, layer_key)
-            if (y.shape, y.dtype) != (x.shape, x.dtype):
-                raise ValueError(
-                    f"repeat: expected y to be like x, {x.dtype} of shape {x.shape}, "
-                    f"got {y.dtype} of shape {y.shape}"
-                )
-            arrays, from_arrays = _each_once(residuals)
-            return y, arrays
+            check_alike("y to be like x", x, y)
+            return y, _each_array_once(residuals)
 
         with note_on_error("in repeat, forward"):
-            y, arrays = jax.lax.scan(step, jnp.asarray(x), (jnp.arange(n), params))
-        return y, (from_arrays(arrays), shape_token(y))
+            y, kept = jax.lax.scan(step, jnp.asarray(x), (jnp.arange(n), params))
+        return y, (_as_before(*kept), type_of(y))
 
     def backward(params, residuals, dy):
         check_copies(params)
-        residuals, token = residuals
-        dy = check_array("repeat", "dy", dy, token.shape[1:], token.dtype)
+        residuals, y = residuals
+        dy = check_array("repeat", "dy", dy, *y)
 
         def step(dy, copy):
             grads, dx = layer.backward(*copy, dy)
+            check_alike("dx to be like dy", dy, dx)
             return dx, grads
 
         with note_on_error("in repeat, backward"):
@@ -114,93 +114,98 @@ def repeat(layer: Layer, n: int) -> Layer:
         return grads, dx
 
     rebuild = functools.partial(repeat, n=n)
-    return made_of((layer,), "repeat", rebuild, Layer(init, forward, backward))
+    return transformed(layer, rebuild, init=init, forward=forward, backward=backward)
 
 
 def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     """The layer with params, x and dy converted to dtype, and y, grads and dx converted back.
 
-    Changes precision: parameters and grads keep their own dtype, y and dx have x's, and all
-    between runs in `dtype`, in which the residuals are kept too. Around a whole model, nothing is
-    converted between its layers. For an x of integers, y has `dtype`. Micikevicius et al., 2018.
+    Changes precision. Parameters and grads keep their own dtype, y and dx have x's dtype, and
+    everything between, residuals too, has `dtype`. Around a whole model, nothing is converted
+    between its layers. For an x of integers, y has `dtype`. Micikevicius et al., 2018.
+
+    float16 has no numbers below 6e-8, so the derivatives of a mean over many examples become 0 in
+    it. Scale the loss: let its backward give 1000 times the derivative, and divide the grads by
+    1000. bfloat16 has float32's range and needs no such scale.
 
     Raises:
         ValueError: `layer` is not a Layer; dtype is not a floating dtype.
     """
-    check_layers("with_compute_dtype", (layer,))
     try:
-        is_floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        is_allowed = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     except TypeError:
-        is_floating = False
-    if not is_floating:
+        is_allowed = False
+    if not is_allowed:
         raise ValueError(f"with_compute_dtype: expected a floating dtype, got {dtype!r}")
 
     def convert(tree):
         leaves, structure = jax.tree.flatten(tree)
         leaves = [
-            leaf.astype(dtype) if _floating(leaf) else leaf for leaf in map(jnp.asarray, leaves)
+            leaf.astype(dtype) if is_floating(leaf) else leaf for leaf in map(jnp.asarray, leaves)
         ]
         return jax.tree.unflatten(structure, leaves)
 
     def forward(params, x, key=None):
         x = jnp.asarray(x)
         y, residuals = layer.forward(convert(params), convert(x), key)
-        return (y.astype(x.dtype) if _floating(x) else y), (residuals, shape_token(x))
+        return (y.astype(x.dtype) if is_floating(x) else y), (residuals, type_of(x))
 
     def backward(params, residuals, dy):
-        residuals, token = residuals
+        residuals, x = residuals
         grads, dx = layer.backward(convert(params), residuals, convert(dy))
         grads = jax.tree.map(lambda grad, leaf: grad.astype(jnp.asarray(leaf).dtype), grads, params)
-        return grads, dx.astype(token.dtype)
+        return grads, dx.astype(x.dtype)
 
     rebuild = functools.partial(with_compute_dtype, dtype=dtype)
-    whole = Layer(layer.init, forward, backward)
-    return made_of((layer,), "with_compute_dtype", rebuild, whole)
+    return transformed(layer, rebuild, forward=forward, backward=backward)
 
 
 def freeze(layer: Layer) -> Layer:
     """The layer with grads = 0.
 
-    Changes grads, and under jit nothing is computed for them; dx flows as before. An optimizer
-    with weight decay still decays the parameters.
+    Changes grads; dx is as before. Under jit no time is spent on the grads that are replaced.
+
+    An optimizer may still move the parameters: by weight decay, and, if the layer was trained
+    before, by the momentum in the optimizer's state. To freeze in the middle of a training, start
+    with a fresh state, optimizer.init(params).
 
     Raises:
         ValueError: `layer` is not a Layer.
     """
-    check_layers("freeze", (layer,))
 
     def backward(params, residuals, dy):
         grads, dx = layer.backward(params, residuals, dy)
         return jax.tree.map(jnp.zeros_like, grads), dx
 
-    return made_of((layer,), "freeze", freeze, layer._replace(backward=backward))
+    return transformed(layer, freeze, backward=backward)
 
 
 def scale_gradient(layer: Layer, factor: float | jax.Array) -> Layer:
-    """The layer with factor * dx for dx; -1 reverses the gradient (Ganin and Lempitsky, 2015).
+    """The layer with factor * dx in place of dx. -1 reverses it (Ganin and Lempitsky, 2015).
 
-    Changes dx, and so the gradients of all that comes before the layer; not its own grads. The dx
-    of integers, 0, stays as it is.
+    Changes dx, and so the gradients of all layers before this one, but not its own grads. The dx
+    of an x of integers stays 0.
 
     Raises:
         ValueError: `layer` is not a Layer; factor is not a finite number (a traced one passes).
     """
     check_number("scale_gradient", "factor", factor)
-    return _with_dx("scale_gradient", layer, lambda dx: dx * jnp.asarray(factor, dx.dtype))
+    rebuild = functools.partial(scale_gradient, factor=factor)
+    return _with_dx(layer, rebuild, lambda dx: dx * jnp.asarray(factor, dx.dtype))
 
 
 def clip_gradient(
     layer: Layer, max_norm: float | jax.Array, *, axis: int | tuple[int, ...] | None = None
 ) -> Layer:
-    """The layer with dx * min(1, max_norm / norm) for dx, norm being that of each example's dx.
+    """The layer with dx * min(1, max_norm / |dx|) in place of dx, |dx| the norm of each example's.
 
-    Changes dx, and so the gradients of all that comes before the layer; not its own grads. The dx
-    of integers, 0, stays as it is.
+    Changes dx, and so the gradients of all layers before this one, but not its own grads. The dx
+    of an x of integers stays 0.
 
     Args:
-        axis: what the norm is taken over, one example. By default all axes but the first, the
-            batch, or the only axis there is. For an example without a batch, as under jax.vmap,
-            name its axes: (-3, -2, -1) for an image (height, width, channels).
+        axis: the axes of one example, over which the norm is taken. By default all but the first,
+            which is the batch, or the only one there is. For an example without a batch axis, as
+            under jax.vmap, name its axes: (-3, -2, -1) for an image (height, width, channels).
 
     Raises:
         ValueError: `layer` is not a Layer; max_norm is not a finite number above 0 (a traced one
@@ -212,58 +217,24 @@ def clip_gradient(
         own = tuple(range(dx.ndim > 1, dx.ndim)) if axis is None else axis
         return dx * clipping_factor(norm(dx, own), max_norm)
 
-    return _with_dx("clip_gradient", layer, clip)
-
-
-def per_example(layer: Layer) -> Layer:
-    """The layer with a gradient for each example: vmap of forward and backward over x's first axis.
-
-    Changes grads: every leaf gains a first axis, the batch, whose sum would be the layer's grads.
-    They need the memory of as many params. Example i draws from fold_in(key, i). For the norms
-    alone, see linear_squared_norms.
-
-    Shapes: x (batch, ...), y (batch, ...), as the layer's; grads (batch, *shape) for params of
-    that shape.
-
-    Raises:
-        ValueError: `layer` is not a Layer; x has no axis.
-    """
-    check_layers("per_example", (layer,))
-
-    def forward(params, x, key=None):
-        x = jnp.asarray(x)
-        if x.ndim == 0:
-            raise ValueError("per_example: expected x of shape (batch, ...), got ()")
-        y, residuals = jax.vmap(forward_one, (None, 0, None), axis_name="example")(params, x, key)
-        return y, (residuals, shape_token(y))
-
-    def forward_one(params, x, key):
-        if key is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index("example"))
-        return layer.forward(params, x, key)
-
-    def backward(params, residuals, dy):
-        residuals, token = residuals
-        dy = check_array("per_example", "dy", dy, token.shape[1:], token.dtype)
-        return jax.vmap(layer.backward, (None, 0, 0))(params, residuals, dy)
-
-    return made_of((layer,), "per_example", per_example, Layer(layer.init, forward, backward))
+    rebuild = functools.partial(clip_gradient, max_norm=max_norm, axis=axis)
+    return _with_dx(layer, rebuild, clip)
 
 
 def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
     """f(params, x, key=None) -> y, which jax.grad differentiates by the layer's own backward.
 
-    Changes nothing but who calls backward: it puts a layer, and its learning rule, into programs
-    of Flax, Equinox or plain JAX. Under jit, vmap and scan too; jax.jvp has no rule for it, and
-    JAX refuses grads of another shape than params, such as those of per_example.
+    Changes only who calls backward. Programs of Flax, Equinox or plain JAX can so use a layer and
+    its learning rule, under jit, vmap and scan too. jax.jvp has no rule for it, and JAX refuses
+    grads of another shape than params, such as those of per_example.
 
     Raises:
         ValueError: `layer` is not a Layer.
     """
-    check_layers("as_jax_function", (layer,))
+    check_is_layer("as_jax_function", layer)
 
     @jax.custom_vjp
-    def function(params, x, key=None):
+    def function(params, x, key):
         return layer.forward(params, x, key)[0]
 
     def forward(params, x, key):
@@ -274,42 +245,49 @@ def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
         return *layer.backward(*kept, dy), None
 
     function.defvjp(forward, backward)
-    return function
+    return lambda params, x, key=None: function(params, as_array("as_jax_function", "x", x), key)
 
 
-def _floating(array):
-    return jnp.issubdtype(array.dtype, jnp.floating)
-
-
-def _with_dx(name, layer, change):
-    """The layer with change(dx), computed in dx's accumulation dtype, for dx."""
-    check_layers(name, (layer,))
+def _with_dx(layer, rebuild, change):
+    """The layer with change(dx) in place of dx, computed in dx's accumulation dtype."""
 
     def backward(params, residuals, dy):
         grads, dx = layer.backward(params, residuals, dy)
-        if not _floating(dx):
+        if not is_floating(dx):
             return grads, dx
-        with note_on_error(f"in {name}, backward"):
-            return grads, change(widen(dx)).astype(dx.dtype)
+        with note_on_error(f"in {rebuild.func.__name__}, backward"):
+            return grads, change(upcast(dx)).astype(dx.dtype)
 
-    rebuild = functools.partial(_with_dx, name, change=change)
-    return made_of((layer,), name, rebuild, layer._replace(backward=backward))
+    return transformed(layer, rebuild, backward=backward)
 
 
-def _each_once(tree):
-    """The arrays of a tree, each of them once, and the function that makes the tree of them."""
+@jax.tree_util.register_static
+class _Sharing(NamedTuple):
+    """How a tree is made of a list of arrays: its structure, and each leaf's index in the list."""
+
+    structure: Any
+    indices: tuple[int, ...]
+
+
+def _each_array_once(tree):
+    """The arrays of a tree, each once though it may be several leaves, and how they are shared."""
     leaves, structure = jax.tree.flatten(tree)
     arrays = {id(leaf): leaf for leaf in leaves}
-    places = [list(arrays).index(id(leaf)) for leaf in leaves]
-    return list(arrays.values()), lambda arrays: structure.unflatten(arrays[i] for i in places)
+    positions = {key: index for index, key in enumerate(arrays)}
+    return list(arrays.values()), _Sharing(structure, tuple(positions[id(x)] for x in leaves))
 
 
-def _computed_again(function, *args):
-    """function(*args), which the compiler does not merge with what was computed before.
+def _as_before(arrays, sharing):
+    """The inverse of _each_array_once."""
+    return sharing.structure.unflatten(arrays[index] for index in sharing.indices)
 
-    It would find the forward pass to be the earlier one, and keep what that had computed. A
-    barrier hides that; but for a CPU, XLA drops barriers before it looks for equal operations,
-    and what it leaves alone there is a conditional whose predicate was behind a barrier.
+
+def _without_reuse(function, *args):
+    """function(*args), computed anew: the compiler reuses no result of an earlier computation.
+
+    XLA would see that the second forward pass is equal to the first, and keep the first one's
+    results. A barrier around the arguments prevents it. But on a CPU, XLA drops barriers before it
+    looks for equal operations. There it leaves a conditional alone whose predicate it cannot know.
     """
     args = jax.lax.optimization_barrier(args)
     always = jax.lax.platform_dependent(

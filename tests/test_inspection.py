@@ -55,7 +55,8 @@ def test_layers_of_ones_own_are_named_after_their_function_or_what_they_replace(
         return fnn.Layer(lambda key: jnp.ones(()), forward, None)
 
     assert "Scale  (3,)                   1              12" in fnn.summary(Scale(), (3,))
-    partial = Scale()._replace(forward=functools.partial(Scale().forward))
+    init, forward, backward = Scale()
+    partial = fnn.Layer(init, functools.partial(forward), backward)
     assert "partial" in fnn.summary(partial, (3,))
     changed = fnn.Linear(3, 2)._replace(backward=None)
     assert "Linear(3, 2)" in fnn.summary(changed, (3,))

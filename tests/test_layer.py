@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import fnn
-from fnn.layer import check_array
+from fnn._checks import check_array
 
 
 def test_a_layer_unpacks_and_takes_another_backward():
@@ -35,7 +35,7 @@ def test_a_layer_unpacks_and_takes_another_backward():
         (lambda: fnn.sgd(None), "expected learning_rate .* got None"),
         (lambda: fnn.LeakyReLU("0.1"), "expected negative_slope .* got '0.1'"),
         (lambda: fnn.Sequential(fnn.Tanh(), fnn.ReLU), "expected a Layer at position 1, got <func"),
-        (lambda: fnn.Sequential([fnn.Tanh()]), r"expected a Layer at position 0, got \[Layer"),
+        (lambda: fnn.Sequential([fnn.Tanh()]), r"expected a Layer at position 0, got \[Tanh"),
         (lambda: fnn.sgd(-1), "sgd: expected learning_rate to be a finite number >= 0, got -1"),
         (lambda: fnn.sgd(float("inf")), "expected learning_rate .* got inf"),
         (lambda: fnn.sgd(jnp.ones(3)), "expected learning_rate to be a finite number"),

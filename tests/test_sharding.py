@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from shared import distributed, mnist
 
 import fnn
-from fnn import training
+from fnn import epoch as epoch_module
 
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
 COLLECTIVES = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -147,7 +147,7 @@ def test_an_unshuffled_epoch_takes_the_next_examples_of_every_shard(axis_type):
 @pytest.mark.parametrize("most_bytes_to_copy", [0, 2**24])
 def test_a_shuffled_epoch_sees_every_example_once(axis_type, most_bytes_to_copy, monkeypatch):
     """The loss of a batch is a number whose bits are the examples in it."""
-    monkeypatch.setattr(training, "MOST_BYTES_TO_COPY", most_bytes_to_copy)
+    monkeypatch.setattr(epoch_module, "MOST_BYTES_TO_COPY", most_bytes_to_copy)
     layer = fnn.Layer(
         lambda key: jnp.zeros(1), lambda p, x, key=None: (x, x), lambda p, x, dy: (0 * p, dy)
     )

@@ -1,7 +1,7 @@
 """Activations: layers without parameters, for x of any shape.
 
-Each keeps one array for backward: y where the derivative can be written from it, because the next
-Linear keeps y as its x anyway; x where it cannot.
+Each keeps one array for backward: y if the derivative can be computed from y, because the next
+Linear keeps y as its x anyway; otherwise x.
 """
 
 import math
@@ -10,14 +10,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import (
-    Layer,
-    check_array,
-    check_integer,
-    check_nonnegative,
-    widen,
-    without_params,
-)
+from fnn._checks import check_array, check_integer, check_nonnegative
+from fnn._numerics import upcast
+from fnn.layer import Layer, without_params
+
+# From these |x| on the gates are 0 and 1, and their derivatives 0, to the last bit of float64:
+# exp(-40^2 / 2) and exp(-800) are both smaller than its smallest number, about exp(-745).
+GELU_BOUND, SILU_BOUND = 40, 800
 
 
 def ReLU() -> Layer:
@@ -28,15 +27,15 @@ def ReLU() -> Layer:
 def LeakyReLU(negative_slope: float = 0.01) -> Layer:
     """y = x where x > 0, else negative_slope * x; dx = dy where y > 0, else negative_slope * dy.
 
-    Any shape; params (). The derivative at 0 is negative_slope, as in torch.nn.LeakyReLU. With a
-    slope below 0, y would not tell the two branches apart.
+    Any shape; params (). The derivative at 0 is negative_slope, as in torch.nn.LeakyReLU. A slope
+    below 0 is refused: y, which is kept, would not tell the two branches apart.
 
     Raises:
         ValueError: negative_slope is negative or not a finite number. A traced one passes.
     """
     check_nonnegative("LeakyReLU", "negative_slope", negative_slope)
     if not isinstance(negative_slope, jax.core.Tracer) and negative_slope == 0:
-        return ReLU()  # 0 * -inf is not a number
+        return ReLU()  # because 0 * -inf is NaN
 
     def scaled(values):
         return jnp.asarray(negative_slope, values.dtype) * values
@@ -61,8 +60,8 @@ def Sigmoid() -> Layer:
 def ELU(alpha: float = 1.0) -> Layer:
     """y = x where x > 0, else alpha (exp(x) - 1); dx = dy where y > 0, else dy (y + alpha).
 
-    Clevert et al., 2016. Any shape; params (). From a y of 16 bits, dx is inexact where x is far
-    below 0, the price of keeping y alone.
+    Clevert et al., 2016. Any shape; params (). Only y is kept. In 16 bits dx is therefore inexact
+    where x is far below 0: there y is rounded to -alpha.
 
     Raises:
         ValueError: alpha is negative or not a finite number. A traced one passes.
@@ -109,7 +108,7 @@ def GELU(approximate: str = "none") -> Layer:
         s = jax.nn.sigmoid(scale * (x + 0.044715 * x**3))  # is (1 + tanh(u)) / 2, without its 1
         return s, s * (1 - s) * scale * (1 + 3 * 0.044715 * jnp.square(x))
 
-    return _gated(f"GELU({approximate!r})", exact if approximate == "none" else by_tanh, 40)
+    return _gated(f"GELU({approximate!r})", exact if approximate == "none" else by_tanh, GELU_BOUND)
 
 
 def SiLU() -> Layer:
@@ -122,7 +121,7 @@ def SiLU() -> Layer:
         s = jax.nn.sigmoid(x)
         return s, s * (1 - s)
 
-    return _gated("SiLU()", gate, 800)
+    return _gated("SiLU()", gate, SILU_BOUND)
 
 
 def Softmax(axis: int = -1) -> Layer:
@@ -173,7 +172,7 @@ def log_softmax(x: jax.Array, axis: int) -> jax.Array:
 def _below_largest(x, axis):
     """x less the largest x along the axis, 0 also where that is infinite.
 
-    To jax.jvp the largest is a constant: what is subtracted cancels in what softmax is made of.
+    To jax.jvp the largest is a constant, because softmax does not depend on what is subtracted.
     """
     largest = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
     infinite = (x == largest) & jnp.isinf(x)
@@ -199,19 +198,19 @@ def _gated(
 ) -> Layer:
     """The layer y = x g(x), dx = dy (g(x) + x g'(x)); gate(x) is (g(x), g'(x)).
 
-    Beyond -bound and bound, g is 0 and 1 to the last bit, and 0 times infinity is avoided. 16-bit
+    Below -bound g is 0, above bound it is 1. Clipping x there avoids 0 times infinity. 16-bit
     numbers are computed in float32.
     """
 
     def forward(x):
-        wide = widen(x)
+        wide = upcast(x)
         y = jnp.maximum(wide, -bound) * gate(jnp.clip(wide, -bound, bound))[0]
         return y.astype(x.dtype), x
 
     def pullback(x, dy):
-        wide = jnp.clip(widen(x), -bound, bound)
+        wide = jnp.clip(upcast(x), -bound, bound)
         value, slope = gate(wide)
-        return (widen(dy) * (value + wide * slope)).astype(x.dtype)
+        return (upcast(dy) * (value + wide * slope)).astype(x.dtype)
 
     return _activation(name, forward, pullback)
 
@@ -224,9 +223,11 @@ def _along_axis(name, axis, function, pullback):
     def checked(x):
         if not -x.ndim <= axis < x.ndim:
             raise ValueError(f"{name}: expected x with an axis {axis}, got shape {x.shape}")
-        return function(widen(x), axis).astype(x.dtype)
+        return function(upcast(x), axis).astype(x.dtype)
 
-    return _keep_y(name, checked, lambda y, dy: pullback(widen(y), widen(dy), axis).astype(y.dtype))
+    return _keep_y(
+        name, checked, lambda y, dy: pullback(upcast(y), upcast(dy), axis).astype(y.dtype)
+    )
 
 
 def _activation(

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fnn.layer import Layer, check_array, check_nonnegative, shape_token, without_params
+from fnn._checks import check_array, check_nonnegative
+from fnn._numerics import sharding_of
+from fnn.layer import Layer, type_of, without_params
 
 
 def Dropout(rate: float) -> Layer:
@@ -11,8 +13,8 @@ def Dropout(rate: float) -> Layer:
 
     Without a key, in evaluation mode, y = x and dx = dy. Srivastava et al., 2014.
 
-    The residuals are the mask m, a byte an element: to draw it again from the key would take
-    more time than all of the rest.
+    The mask m is kept, a byte for each element: drawing it again from the key would take more time
+    than everything else.
 
     Any shape; params ().
 
@@ -33,15 +35,14 @@ def Dropout(rate: float) -> Layer:
     def forward(x, key):
         x = check_array(name, "x", x, (...,))
         if key is None:
-            return x, (None, shape_token(x))
-        sharding = jax.typeof(x).sharding  # on a mesh of Explicit axes each device draws its own
-        numbers = jax.random.uniform(key, x.shape, jnp.float32, out_sharding=sharding)
+            return x, (None, type_of(x))
+        numbers = jax.random.uniform(key, x.shape, jnp.float32, out_sharding=sharding_of(x))
         mask = numbers < jnp.asarray(1 - rate, jnp.float32)
-        return drop(mask, x), (mask, shape_token(x))
+        return drop(mask, x), (mask, type_of(x))
 
     def backward(residuals, dy):
-        mask, token = residuals
-        dy = check_array(name, "dy", dy, token.shape[1:], token.dtype)
+        mask, x = residuals
+        dy = check_array(name, "dy", dy, *x)
         return dy if mask is None else drop(mask, dy)
 
     return without_params(name, forward, backward)

@@ -1,0 +1,154 @@
+"""Checks of arguments. Each raises a ValueError: who, what was expected, what came instead."""
+
+import contextlib
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_array(
+    name: str, what: str, array: Any, shape: tuple[Any, ...], dtype: Any = None
+) -> jax.Array:
+    """Return `array` as a jax array, converted to `dtype` if one is given.
+
+    In `shape`, a leading Ellipsis stands for any number of axes, and a string for an axis of any
+    length.
+
+    Raises:
+        ValueError: `array` is not floating point, or has another shape.
+    """
+    array = as_array(name, what, array)
+    lengths, num_leading = shape, 0
+    if shape[:1] == (...,):
+        lengths, num_leading = shape[1:], array.ndim - len(shape) + 1
+    has_shape = array.ndim - num_leading == len(lengths) and num_leading >= 0
+    if not has_shape or not all(
+        isinstance(expected, str) or length == expected
+        for length, expected in zip(array.shape[num_leading:], lengths, strict=True)
+    ):
+        pattern = str(shape).replace("Ellipsis", "...").replace("'", "")
+        raise ValueError(f"{name}: expected {what} of shape {pattern}, got {array.shape}")
+    if not is_floating(array):
+        raise ValueError(f"{name}: expected {what} of a floating dtype, got {array.dtype}")
+    return array if dtype is None else array.astype(dtype)
+
+
+def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
+    """Check that `tree` has the structure and the shapes of `like`, and that it is floating.
+
+    `like` is a pytree of arrays, or of jax.ShapeDtypeStruct.
+    """
+    expected, found = (
+        jax.tree.map(lambda leaf: getattr(leaf, "shape", ()), part) for part in (like, tree)
+    )
+    if jax.tree.structure(tree) != jax.tree.structure(like) or found != expected:
+        kind = type(tree).__name__
+        raise ValueError(f"{name}: expected {what} of shapes {expected}, got {found} ({kind})")
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not is_floating(jnp.asarray(leaf)):
+            place = what + jax.tree_util.keystr(path)
+            dtype = jnp.asarray(leaf).dtype
+            raise ValueError(f"{name}: expected {place} of a floating dtype, got {dtype}")
+
+
+def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> Any:
+    """Return `value` as an int. It must be an integer from low to high.
+
+    A traced integer passes as it is.
+    """
+    if isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
+        return value
+    try:
+        integer = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None or not low <= integer <= high:
+        span = "an integer" if low == -math.inf else f"an integer >= {low}"
+        span = span if high == math.inf else f"an integer from {low} to {high}"
+        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
+    return integer
+
+
+def check_pair(name: str, what: str, value: Any, low: int) -> tuple[Any, Any]:
+    """Return `value` as two integers >= low: those of a pair, or the same one twice."""
+    values = value if isinstance(value, tuple | list) else (value, value)
+    if len(values) != 2:
+        raise ValueError(f"{name}: expected {what} to be an integer or two, got {value!r}")
+    return tuple(check_integer(name, what, size, low) for size in values)
+
+
+def check_number(name: str, what: str, value: Any, low: float = -math.inf) -> None:
+    """Check that `value` is a finite real scalar >= low. A traced scalar passes."""
+    try:
+        array = jnp.asarray(value)
+        is_real = is_floating(array) or jnp.issubdtype(array.dtype, jnp.integer)
+        is_scalar = array.ndim == 0 and is_real
+    except (TypeError, ValueError, OverflowError):
+        is_scalar = False
+    if is_scalar and isinstance(value, jax.core.Tracer):
+        return
+    if not is_scalar or not math.isfinite(value) or value < low:
+        span = "a finite number" if low == -math.inf else f"a finite number >= {low}"
+        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
+
+
+def check_nonnegative(name: str, what: str, value: Any) -> None:
+    """Check that `value` is a finite real scalar >= 0. A traced scalar passes."""
+    check_number(name, what, value, 0)
+
+
+def check_positive(name: str, what: str, value: Any) -> None:
+    """Check that `value` is a finite real scalar > 0. A traced scalar passes."""
+    check_nonnegative(name, what, value)
+    if not isinstance(value, jax.core.Tracer) and value == 0:
+        raise ValueError(f"{name}: expected {what} to be above 0, got {value!r}")
+
+
+def check_integer_array(name: str, what: str, array: Any) -> jax.Array:
+    """Return `array` as a jax array, as as_array does. It must have an integer dtype."""
+    array = as_array(name, what, array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name}: expected {what} of an integer dtype, got {array.dtype}")
+    return array
+
+
+def as_array(name: str, what: str, array: Any) -> jax.Array:
+    """Return `array` as a jax array of any dtype.
+
+    Without jax_enable_x64, JAX would cut an integer of 64 bits down to 32: the index 2**32 + 3
+    would become 3. Here such an integer becomes the largest, or the smallest, of 32 bits.
+    """
+    try:
+        return jnp.asarray(_within_range(array))
+    except (TypeError, ValueError, OverflowError) as error:
+        got = f"{array!r:.80}"
+        if hasattr(array, "dtype"):
+            got = f"{type(array).__name__} of dtype {array.dtype!r}"
+        raise ValueError(f"{name}: expected {what} to be an array, got {got}") from error
+
+
+def _within_range(array):
+    """An array of NumPy's integers, each brought into the range of JAX's dtype for them."""
+    if isinstance(array, jax.Array) or getattr(array, "dtype", None) not in ("int64", "uint64"):
+        return array
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return array.clip(jnp.iinfo(dtype).min, jnp.iinfo(dtype).max).astype(dtype)
+
+
+def is_floating(array: Any) -> bool:
+    """Whether an array has a floating dtype."""
+    return jnp.issubdtype(array.dtype, jnp.floating)
+
+
+@contextlib.contextmanager
+def note_on_error(place: str) -> Iterator[None]:
+    """Add `place` to an exception that passes through, as a note below its message."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place)
+        raise

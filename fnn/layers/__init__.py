@@ -1,0 +1,1 @@
+"""The primitive layers, one subject a file."""

@@ -1,0 +1,33 @@
+"""Flatten: several axes as one."""
+
+import math
+
+from fnn._checks import check_array, check_integer
+from fnn.layer import Layer, type_of, without_params
+
+
+def Flatten(*, num_axes: int = 3) -> Layer:
+    """y = x with its last num_axes axes as one; dx = dy.
+
+    Shapes: x (..., height, width, channels), y (..., height * width * channels) by default; params
+    (). The axes before them stay, so an image without a batch axis is flattened as any other.
+
+    Raises:
+        ValueError: num_axes is not a positive integer; x has fewer axes; dy has another shape
+            than y.
+    """
+    num_axes = check_integer("Flatten", "num_axes", num_axes, 1)
+    name = "Flatten()" if num_axes == 3 else f"Flatten(num_axes={num_axes})"
+    axes = ("height", "width", "channels") if num_axes == 3 else tuple("n" * num_axes)
+
+    def flat(shape):
+        return *shape[:-num_axes], math.prod(shape[-num_axes:])
+
+    def forward(x, key):
+        x = check_array(name, "x", x, (..., *axes))
+        return x.reshape(flat(x.shape)), type_of(x)
+
+    def backward(x, dy):
+        return check_array(name, "dy", dy, flat(x.shape), x.dtype).reshape(x.shape)
+
+    return without_params(name, forward, backward)

@@ -1,0 +1,145 @@
+"""Linear, the affine map, and Embedding, the linear map of one-hot vectors."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn._checks import check_array, check_integer, check_integer_array
+from fnn._numerics import (
+    accumulation_dtype,
+    broadcast_last_axis,
+    sharding_of,
+    sharding_of_rows,
+    upcast,
+    valid_or_length,
+)
+from fnn.initializers import standard_normal, xavier_uniform, zeros
+from fnn.layer import Layer, with_params
+
+# On a CPU one call of XLA's matrix product costs about a microsecond. For up to this many examples,
+# and multiplications in all, its loop over multiplications and additions takes less.
+FEW_EXAMPLES, FEW_MULTIPLICATIONS = 32, 2**14
+
+
+def Linear(
+    dim_in: int,
+    dim_out: int,
+    *,
+    bias: bool = True,
+    weight_init: Callable[..., jax.Array] = xavier_uniform,
+    bias_init: Callable[..., jax.Array] = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y = x W^T + b.
+
+    Backward: dW = dy^T x and db = sum of dy, both over all leading axes; dx = dy W. x is kept.
+
+    Shapes: x (..., dim_in), y (..., dim_out); params {"W": (dim_out, dim_in), "b": (dim_out,)},
+    without "b" if `bias` is False.
+
+    Args:
+        weight_init: a function (key, shape, dtype) -> array, such as all of jax.nn.initializers. It
+            is called with JAX's shape (dim_in, dim_out), and W is the transpose of what it draws.
+        bias_init: the same for b, called with (dim_out,).
+        dtype: the dtype of the parameters.
+
+    Raises:
+        ValueError: a dimension is not a positive integer; x, dy, params or residuals have another
+            shape or are not floating.
+    """
+    dim_in = check_integer("Linear", "dim_in", dim_in, 1)
+    dim_out = check_integer("Linear", "dim_out", dim_out, 1)
+    name = f"Linear({dim_in}, {dim_out})"
+
+    def init_W(key, shape, dtype):
+        return weight_init(key, shape[::-1], dtype).T
+
+    params = {"W": ((dim_out, dim_in), init_W)}
+    if bias:
+        params["b"] = ((dim_out,), bias_init)
+
+    def forward(params, x, key=None):
+        x = check_array(name, "x", x, (..., dim_in))
+        y = contract(x, params["W"], -1, -1)
+        if bias:
+            y = y + broadcast_last_axis(params["b"], y)
+        return y.astype(x.dtype), x
+
+    def backward(params, x, dy):
+        x = check_array(name, "residuals", x, (..., dim_in))
+        dy = check_array(name, "dy", dy, (*x.shape[:-1], dim_out), x.dtype)
+        grads = {"W": sum_of_outer_products(dy, x, sharding_of(params["W"]))}
+        if bias:
+            grads["b"] = jnp.sum(upcast(dy), axis=tuple(range(dy.ndim - 1)))
+        dx = contract(dy, params["W"], -1, 0)
+        return grads, dx.astype(x.dtype)
+
+    return with_params(name, params, dtype, forward, backward)
+
+
+def Embedding(
+    num_embeddings: int,
+    dim: int,
+    *,
+    weight_init: Callable[..., jax.Array] = standard_normal,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y = W[x], a row of W for each integer of x. W starts standard normal, as in PyTorch.
+
+    Backward: dW[i] = sum of dy where x is i. dx is 0, in integers of x's shape and dtype, because
+    an integer cannot move. x is kept.
+
+    An index outside of 0 to num_embeddings - 1, a negative one too, gives a row of NaN and no
+    gradient to any row: no other row takes its place.
+
+    Shapes: x (...) of an integer dtype, y (..., dim) of W's dtype; params
+    {"W": (num_embeddings, dim)}, which is also the shape that weight_init is called with.
+
+    Raises:
+        ValueError: a dimension is not a positive integer; x is not of an integer dtype; dy or
+            params have another shape or are not floating.
+    """
+    num_embeddings = check_integer("Embedding", "num_embeddings", num_embeddings, 1)
+    dim = check_integer("Embedding", "dim", dim, 1)
+    name = f"Embedding({num_embeddings}, {dim})"
+
+    def forward(params, x, key=None):
+        x, W = check_integer_array(name, "x", x), jnp.asarray(params["W"])
+        rows = W.at[valid_or_length(x, num_embeddings)]
+        sharding = sharding_of_rows(x, W)
+        return rows.get(mode="fill", fill_value=jnp.nan, out_sharding=sharding), x
+
+    def backward(params, x, dy):
+        x, W = check_integer_array(name, "residuals", x), params["W"]
+        dy = check_array(name, "dy", dy, (*x.shape, dim), W.dtype)
+        rows = jnp.zeros_like(upcast(W)).at[valid_or_length(x, num_embeddings)]
+        dW = rows.add(upcast(dy), mode="drop", out_sharding=sharding_of(W))
+        return {"W": dW}, jnp.zeros_like(x)
+
+    params = {"W": ((num_embeddings, dim), weight_init)}
+    return with_params(name, params, dtype, forward, backward)
+
+
+def contract(a, b, axes_a, axes_b, out_sharding=None):
+    """Products of a and b, summed over the given axes: in a's dtype, and not yet rounded to it."""
+    return jnp.tensordot(
+        a,
+        b.astype(a.dtype),
+        (axes_a, axes_b),
+        preferred_element_type=accumulation_dtype(a.dtype),
+        out_sharding=out_sharding,
+    )
+
+
+def sum_of_outer_products(dy, x, out_sharding):
+    """dy^T x over all leading axes, not yet rounded; for few examples by the faster of two ways."""
+    leading = tuple(range(x.ndim - 1))
+    num_examples = math.prod(x.shape[:-1])
+    is_known = isinstance(num_examples, int)  # jax.export has symbolic numbers too
+    if is_known and num_examples <= FEW_EXAMPLES:
+        if num_examples * dy.shape[-1] * x.shape[-1] <= FEW_MULTIPLICATIONS:
+            return jnp.sum(upcast(dy)[..., :, None] * upcast(x)[..., None, :], axis=leading)
+    return contract(dy, x, leading, leading, out_sharding)

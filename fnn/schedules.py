@@ -1,0 +1,103 @@
+"""Schedules: functions step -> learning rate, for the argument learning_rate of an optimizer."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn._checks import check_integer, check_nonnegative
+from fnn._numerics import log_of
+
+Schedule = Callable[[Any], Any]  # step () -> rate (), both possibly traced
+
+
+def constant(rate: float | jax.Array) -> Schedule:
+    """rate(step) = rate.
+
+    Raises:
+        ValueError: rate is negative or not finite. A traced one passes.
+    """
+    check_nonnegative("constant", "rate", rate)
+    return lambda step: rate
+
+
+def cosine_decay(peak: float | jax.Array, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Linear warm-up, then half a cosine down to 0 (Loshchilov and Hutter, 2017, no restarts):
+
+        rate(step) = peak * step / warmup_steps                     while step < warmup_steps
+        rate(step) = peak * (1 + cos(pi * progress)) / 2            from then on
+        progress   = (step - warmup_steps) / (total_steps - warmup_steps), at most 1
+
+    Raises:
+        ValueError: peak is negative or not finite; total_steps is not a positive integer;
+            warmup_steps is not an integer from 0 to total_steps - 1. Traced values pass.
+    """
+    check_nonnegative("cosine_decay", "peak", peak)
+    total_steps = check_integer("cosine_decay", "total_steps", total_steps, 1)
+    most = math.inf if isinstance(total_steps, jax.core.Tracer) else total_steps - 1
+    warmup_steps = check_integer("cosine_decay", "warmup_steps", warmup_steps, 0, most)
+
+    def rate(step):
+        step, warmup, total = (jnp.asarray(a, float) for a in (step, warmup_steps, total_steps))
+        progress = jnp.minimum(1, (step - warmup) / (total - warmup))
+        decay = (1 + jnp.cos(jnp.pi * progress)) / 2
+        share = jnp.where(step < warmup, step / jnp.maximum(1, warmup), decay)
+        return jnp.asarray(peak, float) * share
+
+    return rate
+
+
+def exponential_decay(
+    rate: float | jax.Array, decay_steps: int | jax.Array, decay_rate: float | jax.Array
+) -> Schedule:
+    """rate(step) = rate * decay_rate^(step / decay_steps).
+
+    Raises:
+        ValueError: rate or decay_rate is negative or not finite; decay_steps is not a positive
+            integer. Traced values pass.
+    """
+    check_nonnegative("exponential_decay", "rate", rate)
+    check_nonnegative("exponential_decay", "decay_rate", decay_rate)
+    decay_steps = check_integer("exponential_decay", "decay_steps", decay_steps, 1)
+
+    log = log_of(decay_rate)
+
+    def rate_at(step):
+        start, step, steps = (jnp.asarray(a, float) for a in (rate, step, decay_steps))
+        # At step 0 the power is 1, also for a decay_rate of 0, whose logarithm is infinite.
+        exponent = jnp.where(step == 0, 1, step) / steps * jnp.asarray(log, float)
+        return start * jnp.exp(jnp.where(step == 0, 0, exponent))
+
+    return rate_at
+
+
+def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.Array) -> Schedule:
+    """rate(step) = values[i], where i boundaries are not above the step.
+
+    values[0] holds before step boundaries[0], and values[-1] from step boundaries[-1] on.
+
+    Raises:
+        ValueError: boundaries are not integers >= 0 in increasing order; values are not one more
+            than they, or one of them is negative or not finite (traced values pass).
+    """
+    name = "piecewise_constant"
+    boundaries = [check_integer(name, "each boundary", boundary, 0) for boundary in boundaries]
+    if any(later <= earlier for earlier, later in pairwise(boundaries)):
+        raise ValueError(f"{name}: expected boundaries in increasing order, got {boundaries}")
+    if len(values) != len(boundaries) + 1:
+        raise ValueError(
+            f"{name}: expected {len(boundaries) + 1} values, one more than boundaries, "
+            f"got {len(values)}"
+        )
+    for value in values:
+        check_nonnegative(name, "each value", value)
+
+    def rate_at(step):
+        step = jnp.asarray(step, int)
+        passed = jnp.searchsorted(jnp.array(boundaries, int), step, side="right")
+        return jnp.stack([jnp.asarray(value, float) for value in values])[passed]
+
+    return rate_at
