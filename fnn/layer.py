@@ -29,8 +29,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fnn._checks import check_tree
-
 
 class _Triple(NamedTuple):
     init: Callable[[jax.Array], Any]
@@ -52,10 +50,14 @@ class Layer(_Triple):
     After _replace the name stays, and `layers` is (): the functions need no longer use them.
     """
 
-    def __new__(cls, init, forward, backward, *, name=None, layers=(), rebuild=None):
+    def __new__(cls, init, forward, backward, *, name=None, layers=(), rebuild=None) -> "Layer":
         layer = super().__new__(cls, init, forward, backward)
-        layer.name, layer.layers, layer.rebuild = name or _maker_of(forward), layers, rebuild
+        name = name or _maker_of(forward)
+        vars(layer).update(name=name, layers=tuple(layers), rebuild=rebuild)
         return layer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Layer cannot be changed; _replace({name}=...) makes another")
 
     def _replace(self, **functions) -> "Layer":
         return Layer(*_Triple(*self)._replace(**functions), name=self.name)
@@ -99,59 +101,6 @@ def transformed(layer: Layer, rebuild: Callable[..., Layer], **functions: Callab
     check_is_layer(name, layer)
     functions = _Triple(*layer)._replace(**functions)
     return Layer(*functions, name=name, layers=(layer,), rebuild=rebuild)
-
-
-def with_params(
-    name: str,
-    params: dict[str, tuple[tuple[int, ...], Callable[..., jax.Array]]],
-    dtype: Any,
-    forward: Callable[..., tuple[jax.Array, Any]],
-    backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
-) -> Layer:
-    """The frame of every layer with parameters: it draws them, checks them, and rounds the grads.
-
-    Args:
-        params: for each parameter its shape and its initializer (key, shape, dtype) -> array.
-            Parameter number i is drawn with fold_in(key, i).
-        dtype: the dtype of the parameters.
-        forward, backward: those of the contract. The grads may be wider than the parameters.
-    """
-    like = {leaf: jax.ShapeDtypeStruct(shape, dtype) for leaf, (shape, _) in params.items()}
-
-    def init(key):
-        return {
-            leaf: initializer(jax.random.fold_in(key, index), shape, dtype)
-            for index, (leaf, (shape, initializer)) in enumerate(params.items())
-        }
-
-    def checked_forward(params, x, key=None):
-        check_tree(name, "params", params, like)
-        return forward(params, x, key)
-
-    def checked_backward(params, residuals, dy):
-        check_tree(name, "params", params, like)
-        grads, dx = backward(params, residuals, dy)
-        return {leaf: grads[leaf].astype(params[leaf].dtype) for leaf in params}, dx
-
-    return Layer(init, checked_forward, checked_backward, name=name)
-
-
-def without_params(
-    name: str,
-    forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
-    backward: Callable[[Any, jax.Array], jax.Array],
-) -> Layer:
-    """The frame of every layer without: forward(x, key) -> (y, residuals), backward(...) -> dx."""
-
-    def checked_forward(params, x, key=None):
-        check_tree(name, "params", params, ())
-        return forward(x, key)
-
-    def checked_backward(params, residuals, dy):
-        check_tree(name, "params", params, ())
-        return (), backward(residuals, dy)
-
-    return Layer(lambda key: (), checked_forward, checked_backward, name=name)
 
 
 @jax.tree_util.register_static

@@ -140,9 +140,9 @@ def adam(
 
         def new(p, m, v):
             m = m / _one_minus_power(b1, step, m.dtype)
-            v = v / _one_minus_power(b2, step, v.dtype)
             # The derivative of sqrt is infinite at 0, which jax.jvp would multiply by 0.
             root = jnp.where(v == 0, 0, jnp.sqrt(jnp.where(v == 0, 1, v)))
+            root = root / jnp.sqrt(_one_minus_power(b2, step, v.dtype))
             direction = m / (root + jnp.asarray(eps, v.dtype))
             if has_weight_decay:
                 direction = direction + jnp.asarray(weight_decay, p.dtype) * p

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from fnn._checks import check_array, check_integer, check_nonnegative
 from fnn._numerics import upcast
-from fnn.layer import Layer, without_params
+from fnn.layer import Layer
+from fnn.layers._frame import without_params
 
 # From these |x| on the gates are 0 and 1, and their derivatives 0, to the last bit of float64:
 # exp(-40^2 / 2) and exp(-800) are both smaller than its smallest number, about exp(-745).

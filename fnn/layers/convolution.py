@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from fnn._checks import check_array, check_integer, check_pair
 from fnn._numerics import accumulation_dtype, broadcast_last_axis, sharding_of, upcast
 from fnn.initializers import xavier_uniform, zeros
-from fnn.layer import Layer, with_params
+from fnn.layer import Layer
+from fnn.layers._frame import with_params
 
 
 def Conv2d(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from fnn._checks import check_array, check_nonnegative
 from fnn._numerics import sharding_of
-from fnn.layer import Layer, type_of, without_params
+from fnn.layer import Layer, type_of
+from fnn.layers._frame import without_params
 
 
 def Dropout(rate: float) -> Layer:

@@ -3,7 +3,8 @@
 import math
 
 from fnn._checks import check_array, check_integer
-from fnn.layer import Layer, type_of, without_params
+from fnn.layer import Layer, type_of
+from fnn.layers._frame import without_params
 
 
 def Flatten(*, num_axes: int = 3) -> Layer:

@@ -17,7 +17,8 @@ from fnn._numerics import (
     valid_or_length,
 )
 from fnn.initializers import standard_normal, xavier_uniform, zeros
-from fnn.layer import Layer, with_params
+from fnn.layer import Layer
+from fnn.layers._frame import with_params
 
 # On a CPU one call of XLA's matrix product costs about a microsecond. For up to this many examples,
 # and multiplications in all, its loop over multiplications and additions takes less.

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from fnn._checks import check_array, check_integer, check_nonnegative
 from fnn._numerics import broadcast_last_axis, upcast
-from fnn.layer import Layer, with_params
+from fnn.layer import Layer
+from fnn.layers._frame import with_params
 
 
 def LayerNorm(dim: int, eps: float = 1e-5, *, dtype: Any = jnp.float32) -> Layer:

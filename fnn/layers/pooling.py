@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from fnn._checks import check_array, check_pair
 from fnn._numerics import sum_of, upcast
-from fnn.layer import Layer, type_of, without_params
+from fnn.layer import Layer, type_of
+from fnn.layers._frame import without_params
 
 # Larger windows side by side are reduced as blocks. Larger windows that overlap send dy back by a
 # scatter: it is slow on a CPU, but the program does not grow with the window.

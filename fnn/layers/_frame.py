@@ -1,0 +1,62 @@
+"""The two frames of primitive layers, one for those with parameters and one for those without."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fnn._checks import check_tree
+from fnn.layer import Layer
+
+
+def with_params(
+    name: str,
+    params: dict[str, tuple[tuple[int, ...], Callable[..., jax.Array]]],
+    dtype: Any,
+    forward: Callable[..., tuple[jax.Array, Any]],
+    backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+) -> Layer:
+    """The frame of every layer with parameters: it draws them, checks them, and rounds the grads.
+
+    Args:
+        params: for each parameter its shape and its initializer (key, shape, dtype) -> array.
+            Parameter number i is drawn with fold_in(key, i).
+        dtype: the dtype of the parameters.
+        forward, backward: those of the contract. The grads may be wider than the parameters.
+    """
+    like = {leaf: jax.ShapeDtypeStruct(shape, dtype) for leaf, (shape, _) in params.items()}
+
+    def init(key):
+        return {
+            leaf: initializer(jax.random.fold_in(key, index), shape, dtype)
+            for index, (leaf, (shape, initializer)) in enumerate(params.items())
+        }
+
+    def checked_forward(params, x, key=None):
+        check_tree(name, "params", params, like)
+        return forward(params, x, key)
+
+    def checked_backward(params, residuals, dy):
+        check_tree(name, "params", params, like)
+        grads, dx = backward(params, residuals, dy)
+        return {leaf: grads[leaf].astype(params[leaf].dtype) for leaf in params}, dx
+
+    return Layer(init, checked_forward, checked_backward, name=name)
+
+
+def without_params(
+    name: str,
+    forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+    backward: Callable[[Any, jax.Array], jax.Array],
+) -> Layer:
+    """The frame of every layer without: forward(x, key) -> (y, residuals), backward(...) -> dx."""
+
+    def checked_forward(params, x, key=None):
+        check_tree(name, "params", params, ())
+        return forward(x, key)
+
+    def checked_backward(params, residuals, dy):
+        check_tree(name, "params", params, ())
+        return (), backward(residuals, dy)
+
+    return Layer(lambda key: (), checked_forward, checked_backward, name=name)

@@ -1,0 +1,238 @@
+"""NaN, infinities, bad indices and huge numbers: eager, jitted and vmapped programs agree."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import LAYERS, LOSSES, cast, is_floating, layer_inputs
+
+import fnn
+
+NAN, INF = float("nan"), float("inf")
+EXTREMES = [NAN, INF, -INF, 0.0, -0.0, 1e4, -1e4, 60000.0]
+DTYPES = ["float32", "float16"]
+
+
+def kinds(tree):
+    """Each number's kind: NaN, +inf, -inf or finite."""
+    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return [
+        jax.device_get(jnp.where(jnp.isnan(a), 2, jnp.where(jnp.isinf(a), jnp.sign(a), 0)))
+        for a in leaves
+    ]
+
+
+def assert_same_kinds(actual, expected):
+    for a, b in zip(kinds(actual), kinds(expected), strict=True):
+        assert a.tolist() == b.tolist()
+
+
+def extreme_examples(shape, dtype):
+    """For each extreme number an example with it in the middle of small numbers."""
+    size = 1
+    for length in shape:
+        size *= length
+    rows = [[0.25 * (i % 3) - 0.25 for i in range(size)] for _ in EXTREMES]
+    for row, value in zip(rows, EXTREMES, strict=True):
+        row[size // 2] = value
+    return jnp.array(rows, dtype).reshape(len(EXTREMES), *shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layers_nans_do_not_depend_on_compilation(name, dtype):
+    case = LAYERS[name]
+    layer, params, _, _ = layer_inputs(case, (1,), dtype)
+    if case.num_indices:
+        x = jnp.array([[0, 1], [-1, 2], [case.num_indices, 0], [2**31 - 1, -(2**31)]], jnp.int32)
+    else:
+        x = extreme_examples(case.x, dtype)
+    dy = jnp.ones((len(x), *case.y), dtype)
+    dy = dy.at[0, ..., 0].set(INF) if not case.num_indices else dy
+
+    def passes(params, x, dy):
+        y, residuals = layer.forward(params, x)
+        return y, layer.backward(params, residuals, dy)
+
+    with jax.disable_jit():
+        y, (grads, dx) = passes(params, x, dy)
+    assert_same_kinds(jax.jit(passes)(params, x, dy), (y, (grads, dx)))
+    y_each, (_, dx_each) = jax.jit(jax.vmap(passes, (None, 0, 0)))(params, x, dy)
+    assert_same_kinds((y_each, dx_each), (y, dx))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_losses_nans_do_not_depend_on_compilation(name, dtype):
+    loss = LOSSES[name].make("mean")
+    prediction = extreme_examples((3,), dtype)
+    targets = [LOSSES[name].target(1, prediction.shape, dtype)]
+    if targets[0].dtype == jnp.int32:
+        targets.append(jnp.array([0, 1, 2, 3, -1, 2**31 - 1, -(2**31), 1], jnp.int32))
+
+    def passes(prediction, target):
+        value, residuals = loss.forward(prediction, target)
+        return value, loss.backward(residuals)
+
+    for target in targets:
+        for rows in (slice(None), slice(3, 5)):
+            with jax.disable_jit():
+                expected = passes(prediction[rows], target[rows])
+            assert_same_kinds(jax.jit(passes)(prediction[rows], target[rows]), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("label", [3, -1, 2**31 - 1])
+def test_a_label_that_is_no_class_is_nan_in_every_program(label, dtype):
+    loss, logits = fnn.CrossEntropyLoss(), jnp.zeros((4, 3), dtype)
+    labels = jnp.array([0, label, 2, 1])
+    for wrap in (lambda f: f, jax.jit, lambda f: jax.vmap(f, (0, 0))):
+        batched = wrap(lambda x, t: loss.forward(x, t))
+        value, d_logits = batched(logits, labels)
+        assert jnp.any(jnp.isnan(value))
+        assert jnp.isnan(d_logits).all(axis=-1).tolist() == [False, True, False, False]
+
+
+def test_labels_from_1_to_n_do_not_train_unnoticed():
+    model, loss, optimizer = fnn.Linear(2, 3), fnn.CrossEntropyLoss(), fnn.sgd(0.1)
+    x, labels = jnp.ones((6, 2)), jnp.array([1, 2, 3, 1, 2, 3])
+    state = fnn.init_train_state(model, optimizer, jax.random.key(0))
+    _, value = fnn.make_train_step(model, loss, optimizer)(state, x, labels)
+    _, values = fnn.make_train_epoch(model, loss, optimizer, 3)(state, x, labels, jax.random.key(0))
+    assert jnp.isnan(value)
+    assert jnp.isnan(values).any()
+
+
+@pytest.mark.parametrize("optimizer", [fnn.sgd(0.1, 0.9), fnn.adam(0.1)], ids=["sgd", "adam"])
+def test_an_optimizers_nans_do_not_depend_on_compilation(optimizer):
+    params, grads = jnp.ones(8), jnp.array([NAN, INF, -INF, 0.0, 1e20, -1e30, 1e-30, 1.0])
+    clipped = fnn.clip_by_global_norm(optimizer, 1.0)
+    for update in (optimizer.update, clipped.update):
+        state = optimizer.init(params)
+        with jax.disable_jit():
+            expected = update(grads, state, params)
+        assert_same_kinds(jax.jit(update)(grads, state, params), expected)
+
+
+def test_nan_scores_are_wrong_answers_in_every_program():
+    scores = jnp.array([[NAN, 0.0], [1.0, NAN], [0.0, 1.0], [INF, 0.0]])
+    labels = jnp.array([0, 0, 1, 0])
+    for wrap in (lambda f: f, jax.jit):
+        assert wrap(fnn.accuracy)(scores, labels) == 0.5
+
+
+def numpy_array(values, dtype):
+    array = jax.device_get(jnp.zeros(len(values), jnp.int32)).astype(dtype)
+    array[:] = values
+    return array
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_64_bit_indices_of_numpy_are_not_cut(dtype):
+    beyond = numpy_array([1, 2**32 + 1, 2**62], dtype)
+    y, _ = fnn.Embedding(3, 2).forward({"W": jnp.ones((3, 2))}, beyond)
+    assert jnp.isnan(y).all(axis=-1).tolist() == [False, True, True]
+    scores = jnp.eye(3)[jnp.array([1, 1, 1])]
+    assert fnn.accuracy(scores, beyond) == pytest.approx(1 / 3)
+    value, d_logits = fnn.CrossEntropyLoss().forward(scores, beyond)
+    assert jnp.isnan(value)
+    assert jnp.isnan(d_logits).all(axis=-1).tolist() == [False, True, True]
+
+
+def test_a_list_beyond_32_bits_is_refused_as_lists_are():
+    layer = fnn.Embedding(3, 2)
+    with pytest.raises(
+        ValueError, match=r"Embedding\(3, 2\): expected x to be an array, got \[1, 42"
+    ):
+        layer.forward({"W": jnp.ones((3, 2))}, [1, 2**32])
+
+
+@pytest.mark.parametrize("x", ["big-endian", "objects"])
+def test_an_array_that_jax_does_not_have_is_refused_by_its_dtype(x):
+    array = jax.device_get(jnp.zeros((4, 3)))
+    array = (
+        array.astype(array.dtype.newbyteorder(">")) if x == "big-endian" else array.astype(object)
+    )
+    with pytest.raises(ValueError, match=r"expected x to be an array, got ndarray of dtype"):
+        fnn.Linear(3, 2).forward(fnn.Linear(3, 2).init(jax.random.key(0)), array)
+
+
+@pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
+@pytest.mark.parametrize("scale", [1e20, 1e35, 1e-20, 1e-30])
+def test_norms_of_huge_and_tiny_numbers_are_those_of_float64(make, scale):
+    """Without overflow or underflow of the squares, also for eps = 0."""
+    for eps in (1e-5, 0.0):
+        layer = make(4, eps)
+        x, dy = scale * jnp.array([[1.0, 2.0, -1.5, 0.5]]), jnp.array([[1.0, -1.0, 0.5, 2.0]])
+        params = layer.init(jax.random.key(0))
+        y, residuals = layer.forward(params, x)
+        actual = y, layer.backward(params, residuals, dy)[0]
+        with jax.enable_x64(True):
+            wide = cast((params, x, dy), jnp.float64)
+            y, residuals = layer.forward(*wide[:2])
+            expected = y, layer.backward(wide[0], residuals, wide[2])[0]
+            for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+                assert jnp.allclose(a.astype(jnp.float64), b, rtol=1e-5, atol=0)
+
+
+def test_one_huge_gradient_does_not_stop_adam_for_ever():
+    """torch.optim.Adam gives the same: 0.4031 after fifty more steps."""
+    optimizer, p = fnn.adam(0.1), jnp.array(1.0)
+    state = optimizer.init(p)
+    update = jax.jit(optimizer.update)
+    for grad in (1e20, *[0.5] * 50):
+        p, state = update(jnp.array(grad), state, p)
+    assert jnp.isfinite(state.square)
+    assert p == pytest.approx(0.4031, abs=1e-3)
+
+
+def test_a_float16_mse_has_the_derivative_of_a_difference_beyond_its_range():
+    prediction = jnp.zeros(1000, jnp.float16).at[0].set(40000)
+    target = jnp.zeros(1000, jnp.float16).at[0].set(-40000)
+    _, d_prediction = fnn.MSELoss().forward(prediction, target)
+    assert d_prediction[0] == 160
+
+
+def test_the_step_counter_stays_at_its_largest():
+    step = jnp.array(2**31 - 2, jnp.int32)
+    for optimizer in (fnn.sgd(0.1), fnn.adam(0.1)):
+        p = jnp.array(1.0)
+        state = optimizer.init(p)._replace(step=step)
+        for _ in range(3):
+            p, state = optimizer.update(jnp.array(0.1), state, p)
+        assert state.step == 2**31 - 1
+        assert -1 < p < 1
+
+
+def test_decay_rates_near_1_keep_their_digits():
+    rate = fnn.exponential_decay(1.0, 1, 0.999999)(jnp.array(10**7))
+    assert rate == pytest.approx(0.999999 ** (10**7), rel=1e-5)
+    for step, expected in ((0, 1), (1, 0)):
+        with jax.debug_nans(True):
+            assert fnn.exponential_decay(1.0, 1, 0.0)(jnp.array(step)) == expected
+
+
+def test_adam_can_be_differentiated_where_a_gradient_is_0():
+    def last(rate):
+        optimizer = fnn.adam(rate)
+        p = jnp.array([1.0, 2.0])
+        state = optimizer.init(p)
+        for _ in range(3):
+            p, state = optimizer.update(p * jnp.array([1.0, 0.0]), state, p)
+        return jnp.sum(p)
+
+    with jax.enable_x64(True):
+        slope, step = jax.jvp(last, (0.1,), (1.0,))[1], 1e-6
+        difference = (last(0.1 + step) - last(0.1 - step)) / (2 * step)
+        assert slope.item() == pytest.approx(difference.item(), rel=1e-6)
+
+
+def test_what_was_placed_does_not_change_with_the_callers_array():
+    """JAX keeps a view of an aligned NumPy array where it can."""
+    mesh = fnn.data_parallel_mesh(jax.devices("cpu")[:1])
+    for place in (functools.partial(fnn.shard_batch, mesh), functools.partial(fnn.replicate, mesh)):
+        array = jax.device_get(jnp.zeros((1024, 64))).copy()
+        placed = place(array)
+        array[:] = 1
+        assert not jnp.any(placed)
