@@ -3,33 +3,20 @@
 Start with fnn.layer, which states the contract.
 """
 
+# fmt: off
+# isort: off
 from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.datasets import idx_shape, load_idx, sample_disk
 from fnn.epoch import make_train_epoch
 from fnn.initializers import (
-    kaiming_normal,
-    kaiming_uniform,
-    lecun_normal,
-    orthogonal,
-    standard_normal,
-    xavier_normal,
-    xavier_uniform,
-    zeros,
+    kaiming_normal, kaiming_uniform, lecun_normal, orthogonal, standard_normal, xavier_normal,
+    xavier_uniform, zeros,
 )
 from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
 from fnn.layers.activations import (
-    ELU,
-    GELU,
-    LeakyReLU,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
+    ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
 )
 from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout
@@ -37,41 +24,19 @@ from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
 from fnn.layers.normalization import LayerNorm, RMSNorm
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
-from fnn.losses import (
-    BCEWithLogitsLoss,
-    CrossEntropyLoss,
-    HuberLoss,
-    L1Loss,
-    Loss,
-    MSELoss,
-)
+from fnn.losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss
 from fnn.metrics import accuracy
-from fnn.optimizers import (
-    Optimizer,
-    adam,
-    clip_by_global_norm,
-    sgd,
-)
+from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
 from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
 from fnn.training import (
-    TrainState,
-    accumulate_gradients,
-    init_train_state,
-    loss_and_grads,
-    make_train_step,
+    TrainState, accumulate_gradients, init_train_state, loss_and_grads, make_train_step,
     predict,
 )
 from fnn.transforms import (
-    as_jax_function,
-    clip_gradient,
-    freeze,
-    remat,
-    repeat,
-    scale_gradient,
-    with_compute_dtype,
+    as_jax_function, clip_gradient, freeze, remat, repeat, scale_gradient, with_compute_dtype,
 )
 
 __all__ = [
@@ -88,4 +53,4 @@ __all__ = [
     "per_example", "piecewise_constant", "predict", "read_note", "remat", "repeat", "replicate",
     "sample_disk", "save", "scale_gradient", "sgd", "shard_batch", "standard_normal", "summary",
     "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
-]  # fmt: skip
+]

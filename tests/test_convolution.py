@@ -235,3 +235,51 @@ def test_messages_say_what_was_expected_and_what_came(wrap):
 def test_constructors_refuse_what_makes_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("window", [(9, 8), (11, 1), (13, 15)])
+@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
+def test_large_windows_that_overlap_are_those_of_reduce_window(kind, window, stride):
+    x = draw(1, (2, 15, 17, 3)).round(1)  # so that many are equal
+    layer = getattr(fnn, kind)(window, stride)
+    start, combine, scale = (-jnp.inf, jax.lax.max, 1)
+    if kind == "AvgPool2d":
+        start, combine, scale = (0.0, jax.lax.add, 1 / (window[0] * window[1]))
+
+    def reference(x):
+        sizes, strides = (1, *window, 1), (1, stride, stride, 1)
+        return scale * jax.lax.reduce_window(x, start, combine, sizes, strides, "VALID")
+
+    @jax.jit
+    def both(x):
+        y, vjp = jax.vjp(reference, x)
+        ours, residuals = layer.forward((), x)
+        return (ours, layer.backward((), residuals, jnp.cos(y))[1]), (y, *vjp(jnp.cos(y)))
+
+    chex.assert_trees_all_close(*both(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
+def test_the_program_of_overlapping_windows_does_not_grow_with_them(kind):
+    def size_and_flops(size):
+        layer = getattr(fnn, kind)(size, 1)
+
+        def passes(x):
+            y, residuals = layer.forward((), x)
+            return layer.backward((), residuals, y)
+
+        lowered = jax.jit(passes).lower(jax.ShapeDtypeStruct((2, 40, 40, 3), jnp.float32))
+        return len(lowered.as_text()), lowered.compile().cost_analysis()["flops"]
+
+    (size, flops), (most_size, most_flops) = size_and_flops(32), size_and_flops(9)
+    assert size < 1.5 * most_size
+    assert flops < 1.5 * most_flops
+
+
+def test_a_large_overlapping_window_keeps_nan_and_its_first_place():
+    layer, x = fnn.MaxPool2d((1, 70), 2), jnp.arange(72.0).at[30].set(jnp.nan).reshape(1, 72, 1)
+    y, residuals = run(layer, x)
+    assert jnp.isnan(y).all()
+    _, dx = layer.backward((), residuals, jnp.ones((1, 2, 1)))
+    assert jnp.flatnonzero(dx).tolist() == [0, 2]

@@ -1,8 +1,12 @@
 """The triple itself and the checks on arguments."""
 
+import copy
+
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import LAYERS, layer_inputs
 
 import fnn
 from fnn._checks import check_array
@@ -111,3 +115,68 @@ def test_what_is_no_array_is_refused_by_name(x):
             ValueError, match=r"(Linear|Embedding)\(3, 2\)|Tanh\(\): expected x to be"
         ):
             layer.forward(layer.init(jax.random.key(0)), x)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv2d", "MaxPool2d", "Sequential-of-images"])
+def test_a_symbolic_batch_size_can_be_exported(name):
+    layer, params, x, dy = layer_inputs(LAYERS[name], (5,))
+    (batch,) = jax.export.symbolic_shape("batch")
+
+    @jax.jit
+    def passes(params, x, dy):
+        y, residuals = layer.forward(params, x)
+        return y, layer.backward(params, residuals, dy)
+
+    symbolic = [jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for a in (x, dy)]
+    exported = jax.export.export(passes)(params, *symbolic)
+    expected = passes(params, x, dy)
+    chex.assert_trees_all_close(exported.call(params, x, dy), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_prints_its_name_and_the_layers_inside():
+    assert str(fnn.Linear(2, 25)) == "Linear(2, 25)"
+    block = fnn.Residual(fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh()))
+    model = fnn.Sequential(fnn.repeat(fnn.remat(block), 4), fnn.clip_gradient(fnn.Tanh(), 1.0))
+    assert (
+        str(model)
+        == """\
+Sequential(
+  0: repeat(remat(Residual(Sequential(
+    0: Linear(3, 3),
+    1: Tanh()
+  ))), n=4),
+  1: clip_gradient(Tanh(), max_norm=1.0, axis=None)
+)"""
+    )
+
+
+def test_a_layer_knows_its_parts_until_a_function_is_replaced():
+    inner = fnn.Linear(2, 3), fnn.Tanh()
+    model = fnn.Sequential(*inner)
+    assert (model.name, model.layers) == ("Sequential", inner)
+    assert model.rebuild(*inner[::-1]).layers == inner[::-1]
+    changed = model._replace(backward=model.backward)
+    assert (changed.name, changed.layers) == ("Sequential", ())
+    assert copy.deepcopy(model).layers == inner
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        model.name = "other"
+
+
+def test_a_layer_of_ones_own_is_named_after_its_maker():
+    def Scale(name="no name of the layer"):
+        def forward(params, x, key=None):
+            return x, name
+
+        return fnn.Layer(lambda key: (), forward, None)
+
+    assert Scale().name == "Scale"
+    assert fnn.Layer(*Scale(), name="Scale(3)").name == "Scale(3)"
+
+
+@pytest.mark.parametrize("initializer", ["lecun_normal", "he_normal", "glorot_uniform"])
+def test_jaxs_initializers_are_right_as_they_are(initializer):
+    draw_weights = getattr(jax.nn.initializers, initializer)()
+    W = fnn.Linear(784, 10, weight_init=draw_weights).init(jax.random.key(0))["W"]
+    variance = {"lecun_normal": 1 / 784, "he_normal": 2 / 784, "glorot_uniform": 2 / 794}
+    assert W.shape == (10, 784)
+    assert jnp.var(W) == pytest.approx(variance[initializer], rel=0.05)

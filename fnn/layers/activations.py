@@ -5,7 +5,6 @@ Linear keeps y as its x anyway; otherwise x.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -180,11 +179,7 @@ def _below_largest(x, axis):
     return jnp.where(infinite, 0, x) - jnp.where(infinite, 0, largest)
 
 
-def _keep_y(
-    name: str,
-    function: Callable[[jax.Array], jax.Array],
-    pullback: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Layer:
+def _keep_y(name, function, pullback):
     """The layer y = function(x), dx = pullback(y, dy)."""
 
     def forward(x):
@@ -194,9 +189,7 @@ def _keep_y(
     return _activation(name, forward, pullback)
 
 
-def _gated(
-    name: str, gate: Callable[[jax.Array], tuple[jax.Array, jax.Array]], bound: float
-) -> Layer:
+def _gated(name, gate, bound):
     """The layer y = x g(x), dx = dy (g(x) + x g'(x)); gate(x) is (g(x), g'(x)).
 
     Below -bound g is 0, above bound it is 1. Clipping x there avoids 0 times infinity. 16-bit
@@ -231,11 +224,7 @@ def _along_axis(name, axis, function, pullback):
     )
 
 
-def _activation(
-    name: str,
-    function: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    pullback: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Layer:
+def _activation(name, function, pullback):
     """The layer (y, kept) = function(x), dx = pullback(kept, dy); kept is of y's shape."""
 
     def forward(x, key):

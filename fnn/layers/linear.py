@@ -139,8 +139,8 @@ def sum_of_outer_products(dy, x, out_sharding):
     """dy^T x over all leading axes, not yet rounded; for few examples by the faster of two ways."""
     leading = tuple(range(x.ndim - 1))
     num_examples = math.prod(x.shape[:-1])
-    is_known = isinstance(num_examples, int)  # jax.export has symbolic numbers too
-    if is_known and num_examples <= FEW_EXAMPLES:
-        if num_examples * dy.shape[-1] * x.shape[-1] <= FEW_MULTIPLICATIONS:
-            return jnp.sum(upcast(dy)[..., :, None] * upcast(x)[..., None, :], axis=leading)
+    # A batch size is no int if jax.export has a symbol for it.
+    are_few = isinstance(num_examples, int) and num_examples <= FEW_EXAMPLES
+    if are_few and num_examples * dy.shape[-1] * x.shape[-1] <= FEW_MULTIPLICATIONS:
+        return jnp.sum(upcast(dy)[..., :, None] * upcast(x)[..., None, :], axis=leading)
     return contract(dy, x, leading, leading, out_sharding)

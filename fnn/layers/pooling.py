@@ -1,9 +1,9 @@
 """Pooling over windows of images (..., height, width, channels).
 
-A window is reduced along one axis after the other, so its cost grows with the logarithm of its size
-at most.
+The cost of a large window grows at most with the logarithm of its size, and so does the program.
 """
 
+import functools
 import math
 from itertools import product
 
@@ -15,8 +15,8 @@ from fnn._numerics import sum_of, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
 
-# Larger windows side by side are reduced as blocks. Larger windows that overlap send dy back by a
-# scatter: it is slow on a CPU, but the program does not grow with the window.
+# Windows of up to this many places are taken apart place by place. With larger ones the program
+# would grow: side by side they are reduced as blocks, and overlapping ones by doubling.
 MANY_PLACES = 64
 
 
@@ -61,17 +61,26 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
         return join
 
     def pool(x):
-        if side_by_side and num_places > MANY_PLACES:
+        if num_places <= MANY_PLACES:
+            values = [
+                _every(_every(x, -3, row, h, s), -2, column, w, t)
+                for row, column in product(range(h), range(w))
+            ]
+            y = functools.reduce(jnp.maximum, values)
+            place = jnp.full(y.shape, num_places - 1, place_dtype)
+            for number in reversed(range(num_places - 1)):
+                place = jnp.where(values[number] < y, place, number)
+        elif side_by_side:
             blocks = _blocks(x, window)
             y = jnp.max(blocks, (-4, -2))
             is_smaller = blocks < jnp.expand_dims(y, (-4, -2))
-            place = jnp.min(
-                jnp.where(is_smaller, num_places - 1, numbers(blocks, jnp.int32)), (-4, -2)
-            )
+            places = jnp.where(is_smaller, num_places - 1, numbers(blocks, jnp.int32))
+            place = jnp.min(places, (-4, -2)).astype(place_dtype)
         else:
             in_row = _slide((x, jnp.zeros(x.shape, place_dtype)), -2, w, t, larger(1))
             y, place = _slide(in_row, -3, h, s, larger(w))
-        return y, jnp.where(jnp.isnan(y), 0, place).astype(place_dtype)
+            place = jnp.where(jnp.isnan(y), 0, place)
+        return y, place
 
     def unpool(place, dy, shape):
         if side_by_side:
@@ -100,15 +109,20 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     name, window, strides = _sizes("AvgPool2d", window, stride)
     num_places, side_by_side = math.prod(window), window == strides
 
+    is_small, axes = num_places <= MANY_PLACES, list(zip((-3, -2), window, strides, strict=True))
+
     def add(first, second, distance):
         return first + second
 
     def pool(x):
         wide = upcast(x)
-        if side_by_side and num_places > MANY_PLACES:
+        if side_by_side and not is_small:
             return jnp.mean(_blocks(wide, window), (-4, -2)), ()
-        for axis, size, stride in zip((-2, -3), window[::-1], strides[::-1], strict=True):
-            wide = _slide(wide, axis, size, stride, add)
+        for axis, size, stride in reversed(axes):
+            if is_small:
+                wide = sum(_every(wide, axis, number, size, stride) for number in range(size))
+            else:
+                wide = _slide(wide, axis, size, stride, add)
         return wide / num_places, ()
 
     def unpool(kept, dy, shape):
@@ -116,12 +130,12 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
         if side_by_side:
             blocks = jnp.expand_dims(wide, (-4, -2))
             return _unblock(jnp.broadcast_to(blocks, _blocks_shape(dy.shape, window)), shape)
-        for axis, size, stride in zip((-3, -2), window, strides, strict=True):
-            if _is_small(size, stride):
-                starts = range(size)
-                wide = sum(_spread(wide, axis, stride, start, shape[axis]) for start in starts)
+        for axis, size, stride in axes:
+            length = shape[axis]
+            if is_small:
+                wide = sum(_spread(wide, axis, stride, start, length) for start in range(size))
             else:  # dx[p] is the sum of dy over the windows that begin at p - size + 1, ..., p
-                spread = _spread(wide, axis, stride, size - 1, shape[axis] + size - 1)
+                spread = _spread(wide, axis, stride, size - 1, length + size - 1)
                 wide = _slide(spread, axis, size, 1, add)
         return wide
 
@@ -153,42 +167,29 @@ def _pooling(name, window, strides, pool, unpool):
 def _slide(tree, axis, size, stride, join):
     """join of the `size` neighbours in each window along the axis, for arrays of one shape.
 
-    join(first, second, distance) is of two neighbouring windows, the second of which begins
-    `distance` places after the first.
+    Windows of 2, 4, 8, ... are made of two halves. join(first, second, distance) is of two
+    neighbouring windows, the second of which begins `distance` places after the first.
     """
-    length = jax.tree.leaves(tree)[0].shape[axis]
-    last_start = (length - size) // stride * stride
-
-    def take(tree, start, stop, stride=1):
-        return jax.tree.map(
-            lambda array: jax.lax.slice_in_dim(array, start, stop, stride, axis % array.ndim), tree
-        )
-
-    def from_start(start, size):
-        """The windows from `start` on, one every `stride` places, each value by itself."""
-        if size == 1:
-            return take(tree, start, start + last_start + 1, stride)
-        half = size // 2
-        return join(from_start(start, half), from_start(start + half, size - half), half)
-
-    if _is_small(size, stride):
-        return from_start(0, size)
-
     windows = {1: tree}  # by their size: the windows that begin at every place
 
     def everywhere(size):
         if size not in windows:
-            half, count = size // 2, length - size + 1
-            first, second = everywhere(half), everywhere(size - half)
-            windows[size] = join(take(first, 0, count), take(second, half, half + count), half)
+            half = size // 2
+            first = cut(everywhere(half), 0, size - half + 1)
+            second = cut(everywhere(size - half), half, half + 1)
+            windows[size] = join(first, second, half)
         return windows[size]
 
-    return take(everywhere(size), 0, last_start + 1, stride)
+    def cut(tree, start, size, stride=1):
+        return jax.tree.map(lambda array: _every(array, axis, start, size, stride), tree)
+
+    return cut(everywhere(size), 0, 1, stride)
 
 
-def _is_small(size, stride):
-    """Whether it costs less to take each value of a window by itself than windows by doubling."""
-    return size <= 8 and size - 1 < 3 * stride
+def _every(array, axis, start, size, stride):
+    """Along the axis, value number `start` of each window of this size and stride."""
+    last = (array.shape[axis] - size) // stride * stride
+    return jax.lax.slice_in_dim(array, start, start + last + 1, stride, axis % array.ndim)
 
 
 def _spread(array, axis, stride, start, length):
@@ -202,15 +203,16 @@ def _spread(array, axis, stride, start, length):
 def _scatter(place, dy, shape, window, strides):
     """dy added up at its place in each window; an image and a channel at a time."""
     height, width = shape[-3:-1]
-    row, column = jnp.divmod(place.astype(jnp.int32), window[1])
-    n, m = dy.shape[-3:-1]
-    row = row + (strides[0] * jnp.arange(n)).reshape(n, 1, 1)
-    column = column + (strides[1] * jnp.arange(m)).reshape(m, 1)
+    places = jnp.divmod(place.astype(jnp.int32), window[1])
+    row, column = (
+        offset + stride * jax.lax.broadcasted_iota(jnp.int32, dy.shape, dy.ndim + axis)
+        for offset, stride, axis in zip(places, strides, (-3, -2), strict=True)
+    )
 
     def one(index, dy):
         return jnp.zeros(height * width, dy.dtype).at[index.ravel()].add(dy.ravel())
 
-    images = (-1, n, m, shape[-1])
+    images = (-1, *dy.shape[-3:])
     each = jax.vmap(jax.vmap(one, -1, -1))
     dx = each((row * width + column).reshape(images), upcast(dy).reshape(images))
     return dx.reshape(shape)
