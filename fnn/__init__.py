@@ -21,6 +21,7 @@ from fnn.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d
 from fnn.datasets import idx_shape, load_idx, sample_disk
 from fnn.debugging import find_nonfinite, observe
 from fnn.dropout import Dropout
+from fnn.files import remove_unfinished, replace_file
 from fnn.initializers import (
     kaiming_normal,
     kaiming_uniform,
@@ -142,7 +143,9 @@ __all__ = [
     "predict",
     "read_note",
     "remat",
+    "remove_unfinished",
     "repeat",
+    "replace_file",
     "replicate",
     "sample_disk",
     "save",

@@ -10,23 +10,19 @@ name for is there as unsigned integers: the bits of bfloat16 and its kin, the wo
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
-import re
-import secrets
-import shutil
 import struct
 import zipfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fnn.files import check_regular, replace_file
+
 FORMAT, HEAD = 1, "fnn.json"
-UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.unfinished$")  # how the names of new files end
 SCALARS = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
 CORRUPT = (  # what zipfile and json raise for bytes that are not theirs
     *(zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError),
@@ -40,9 +36,7 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
     Leaves are arrays of any shape and of any dtype that JAX has, typed PRNG keys included, and
     Python's bool, int, float and complex. An array on several devices is written whole.
 
-    The file is written beside `path`, as `<path>.<random>.unfinished`, and renamed to `path` when
-    it is on the disk: `path` is at any moment all of the old file or all of the new one. It keeps
-    the old one's permissions; where it is a symbolic link, the file that it leads to is replaced.
+    replace_file writes the file: `path` is at any moment all of the old file or all of the new one.
 
     Args:
         note: what read_note is to return, of JSON's types: None, a bool, a number, text, or a
@@ -56,7 +50,7 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
     """
     leaves, kinds = _survey("save", tree)
     head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
-    with replacement(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with replace_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, HEAD, head)
         for name, leaf in leaves.items():
             dtype, shape = _stored(leaf)
@@ -233,55 +227,3 @@ def _opened(path):
     except CORRUPT as error:
         reason = "an entry is cut off" if isinstance(error, EOFError) else error
         raise ValueError(f"{path}: {reason}") from error
-
-
-@contextlib.contextmanager
-def replacement(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new binary file that takes the place of `path` in the end, when it is on the disk.
-
-    It vanishes if that is not reached. Permissions stay, and symbolic links are followed.
-
-    Raises:
-        OSError: it cannot be written, or `path` is a folder, a device or a pipe; the message names
-            the file to be replaced.
-    """
-    path = os.path.realpath(os.fsdecode(path))
-    check_regular(path)
-    unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
-    try:
-        with _flushed_at_the_end(os.path.dirname(path)):
-            with open(unfinished, "xb") as file:
-                if os.path.exists(path):
-                    shutil.copymode(path, unfinished)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(unfinished)
-        if isinstance(error, OSError):
-            error.filename = path
-            del error.filename2
-        raise
-
-
-def check_regular(path: str | os.PathLike) -> None:
-    """Raise OSError if there is a device, a pipe or a folder, not to be read or replaced."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        number = errno.EISDIR if os.path.isdir(path) else errno.EINVAL
-        raise OSError(number, "not a regular file", os.fsdecode(path))
-
-
-@contextlib.contextmanager
-def _flushed_at_the_end(folder):
-    """What is renamed in the folder is on the disk; it is opened first, lest that fail later."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        yield
-        return
-    folder = os.open(folder, os.O_RDONLY)
-    try:
-        yield
-        os.fsync(folder)
-    finally:
-        os.close(folder)
