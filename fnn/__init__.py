@@ -18,7 +18,8 @@ from fnn.activations import (
 from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d
-from fnn.datasets import idx_shape, load_idx, sample_disk
+from fnn.datasets import idx_shape as idx_shape  # not public
+from fnn.datasets import load_idx, sample_disk
 from fnn.debugging import find_nonfinite, observe
 from fnn.dropout import Dropout
 from fnn.files import remove_unfinished, replace_file
@@ -125,7 +126,6 @@ __all__ = [
     "exponential_decay",
     "find_nonfinite",
     "freeze",
-    "idx_shape",
     "init_train_state",
     "kaiming_normal",
     "kaiming_uniform",
