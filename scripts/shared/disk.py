@@ -75,6 +75,11 @@ def add_encoding_option(parser) -> None:
     )
 
 
+def split_keys(seed) -> jax.Array:
+    """Keys for the training points, the test points, the parameters and the batches."""
+    return jax.random.split(jax.random.key(seed), 4)
+
+
 def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
     """Targets (n, 2) for labels (n,)."""
     one_hot = jax.nn.one_hot(labels, 2)
