@@ -20,19 +20,21 @@ from fnn.files import check_regular
 from fnn.layer import check_integer, check_nonnegative
 
 IDX_TYPES = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}  # as in array.array
+DISK_CENTER = (0.5, 0.5)
+DISK_RADIUS = 1 / math.sqrt(2 * math.pi)  # the disk covers half of the square: pi radius^2 = 1/2
 
 
 def sample_disk(
     key: jax.Array,
     num_examples: int,
     *,
-    center: tuple[float, float] = (0.5, 0.5),
-    radius: float = 1 / math.sqrt(2 * math.pi),
+    center: tuple[float, float] = DISK_CENTER,
+    radius: float = DISK_RADIUS,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array]:
     """Points uniform in the unit square; label 1 inside the disk, 0 outside.
 
-    The default disk covers half of the square: pi radius^2 = 1/2.
+    The default disk covers half of the square.
 
     Shapes: points (num_examples, 2) of `dtype`, labels (num_examples,) int32.
 

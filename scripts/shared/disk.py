@@ -13,7 +13,7 @@ from shared.command_line import layer_width, nonnegative_float, positive_int
 
 import fnn
 
-CENTER, RADIUS = (0.5, 0.5), 1 / math.sqrt(2 * math.pi)
+CENTER, RADIUS = fnn.datasets.DISK_CENTER, fnn.datasets.DISK_RADIUS
 ACTIVATIONS = {
     "tanh": fnn.Tanh,
     "relu": fnn.ReLU,
