@@ -264,6 +264,7 @@ def measure_compilation(rounds):
 GROUPS = {
     "report": measure_report_network,
     "wide": measure_wide_network,
+    "layers": measure.layers,
     "many": measure_many_networks,
     "start": measure_start,
     "compile": measure_compilation,

@@ -1,5 +1,6 @@
 """Measure candidates that take turns, and print a table of them."""
 
+import functools
 import importlib.util
 import os
 import platform
@@ -9,6 +10,14 @@ from collections.abc import Callable
 from importlib import metadata
 
 import jax
+import jax.numpy as jnp
+
+import fnn
+
+LAYERS = (
+    "Softmax() LogSoftmax() LayerNorm(1024) RMSNorm(1024) ReLU() LeakyReLU() ELU() GELU() SiLU() "
+    "Softplus() Tanh() Sigmoid() MaxPool2d(2) AvgPool2d(2)"
+)
 
 
 def on_cpu() -> bool:
@@ -67,3 +76,31 @@ def compare(title, unit, candidates, rounds, units=1, warm_up=0.02):
         ratio = f"x {median / first:.2f}"
         print(f"  {name:<30} {scale * median:10.2f} {symbol} {unit}  {ratio}", flush=True)
     return {title: table}
+
+
+def layers(rounds):
+    """Layers over a large array: the time for as many bytes as a copy (y = -x) reads and writes."""
+    array = jax.random.normal(jax.random.key(0), (2**11 if on_cpu() else 2**18, 1024))
+    candidates, units = {"copy": functools.partial(jax.jit(jnp.negative), array)}, {"copy": 1}
+    for name in LAYERS.split():
+        layer = eval(name, vars(fnn))
+        x = array.reshape(-1, 32, 32, 32) if "Pool" in name else array
+
+        @jax.jit
+        def forward(params, x, layer=layer):
+            return layer.forward(params, x)[0]
+
+        @jax.jit
+        def both(params, x, dy, layer=layer):
+            y, residuals = layer.forward(params, x)
+            return y, layer.backward(params, residuals, dy)
+
+        params = layer.init(jax.random.key(0))
+        dy = jnp.ones_like(forward(params, x)) if "Pool" in name else x
+        calls = functools.partial(forward, params, x), functools.partial(both, params, x, dy)
+        for call, title in zip(calls, ("forward", "both passes"), strict=True):
+            arrays = jax.tree.leaves((call.args, jax.eval_shape(call)))
+            candidates[f"{name}, {title}"] = call
+            units[f"{name}, {title}"] = sum(a.size for a in arrays) / (2 * array.size)
+    title = f"Layers over {array.nbytes / 2**20:.0f} MiB"
+    return compare(title, "a copy's bytes", candidates, rounds // 3, units)
