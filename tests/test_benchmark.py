@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import benchmark
 import chex
@@ -44,3 +45,24 @@ def test_candidates_take_turns_and_warm_up():
     turns = [name for name, _ in itertools.groupby(calls)]
     assert turns == ["a", "b"] * 4  # the first of them unmeasured
     assert len(calls) > 2 * len(turns)
+
+
+def test_a_group_that_fails_is_told_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    def fail(rounds):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore lines")
+
+    monkeypatch.setattr(benchmark, "GROUPS", {"large": fail, "small": lambda rounds: {"a": {}}})
+    assert benchmark.main(["--json", str(tmp_path / "figures.json")]) == 1
+    expected = "large could not be measured: RESOURCE_EXHAUSTED: out of memory\n"
+    assert capsys.readouterr().err.endswith(expected)
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert record["groups"] == {"small": {"a": {}}}
+
+
+def test_a_table_has_the_time_of_one_unit_in_each_round(capsys):
+    candidates = {"one": lambda: time.sleep(0.001), "four": lambda: time.sleep(0.004)}
+    tables = measure.compare("Title", "a nap", candidates, 2, {"one": 1, "four": 4}, warm_up=0)
+    for values in tables["Title"].values():
+        assert len(values) == 2
+        assert min(values) >= 0.001
+    assert "Title" in capsys.readouterr().out

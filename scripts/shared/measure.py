@@ -67,7 +67,7 @@ def compare(title, unit, candidates, rounds, units=1, warm_up=0.02):
     """
     print(f"\n{title}")
     units = units if isinstance(units, dict) else dict.fromkeys(candidates, units)
-    turns = take_turns(candidates, max(3, rounds), warm_up)
+    turns = take_turns(candidates, max(1, rounds), warm_up)
     table = {name: [value / units[name] for value in values] for name, values in turns.items()}
     medians = {name: statistics.median(values) for name, values in table.items()}
     first = next(iter(medians.values()))
