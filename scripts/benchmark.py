@@ -45,7 +45,7 @@ def make_training(widths, num_examples):
         layers += [fnn.Linear(dim_in, dim_out), fnn.LeakyReLU()]
     model = fnn.Sequential(*layers[:-1], fnn.Sigmoid())
     loss, optimizer = fnn.MSELoss(), fnn.sgd(0.01)
-    start = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))
+    start = functools.partial(fnn.init_train_state, model, optimizer)
     keys = jax.random.split(jax.random.key(0))
     shapes = (num_examples, widths[0]), (num_examples, widths[-1])
     data = [jax.random.uniform(*pair) for pair in zip(keys, shapes, strict=True)]
@@ -213,7 +213,7 @@ def measure_many_networks(rounds):
         candidates, units = {}, {}
         for count in (1, 10, 100) if on_cpu() else (1, 100, 1000, 10000):
             keys = jax.random.split(jax.random.key(0), count)
-            call = functools.partial(epoch, jax.vmap(start)(keys), *data, keys)
+            call = functools.partial(epoch, jax.jit(jax.vmap(start))(keys), *data, keys)
             candidates[f"{count} at once"] = call
             units[f"{count} at once"] = count * (1000 // batch_size)
         title = f"2-25-25-25-2 trained by vmap, batch {batch_size}"

@@ -47,9 +47,8 @@ def parse_options(arguments=None):
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
     if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
-        parser.error(
-            f"argument --rates: expected rates that print differently, got {options.rates}"
-        )
+        message = f"expected rates that print differently, got {options.rates}"
+        parser.error(f"argument --rates: {message}")
     require_pytorch(parser)
     figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
     parser.check_output(options.output, ["comparison.csv", *figure_names])
@@ -101,11 +100,9 @@ def draw_curves(table, title):
     """Training loss and accuracy over the epochs in both frameworks."""
     panels = []
     for index, y_label in enumerate(("training MSE", "training accuracy, %")):
-        ours, theirs = zip(
-            *((ours[index], theirs[index]) for ours, theirs, _ in table), strict=True
-        )
-        curves = figures.Curve("fnn", ours), figures.Curve("PyTorch", theirs, dashed=True)
-        panels.append((y_label, curves))
+        ours = figures.Curve("fnn", [metrics[index] for metrics, _, _ in table])
+        theirs = figures.Curve("PyTorch", [metrics[index] for _, metrics, _ in table], dashed=True)
+        panels.append((y_label, (ours, theirs)))
     return figures.learning_curves(panels, title)
 
 
@@ -146,11 +143,8 @@ def compare_at(options, rate):
 
     print("\nframework  training loss  accuracy   test loss  accuracy   training time")
     for framework, metrics, spent in zip(("fnn", "PyTorch"), table[-1][:2], seconds, strict=True):
-        print(
-            "{:<9}  {:13.5f}  {:8.2%}  {:10.5f}  {:8.2%}  {:12.3f} s".format(
-                framework, *metrics, spent
-            )
-        )
+        line = "{:<9}  {:13.5f}  {:8.2%}  {:10.5f}  {:8.2%}  {:12.3f} s"
+        print(line.format(framework, *metrics, spent))
     print(f"PyTorch's time / fnn's: {seconds[1] / seconds[0]:.1f}", flush=True)
     return table
 
