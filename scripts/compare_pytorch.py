@@ -33,8 +33,7 @@ METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 def parse_options(arguments=None):
     parser = Parser(
         "Train the disk network in fnn and in PyTorch, from the same initial parameters on the "
-        "same batches in the same order, and compare them. Losses reported are means over all "
-        "elements. PyTorch is needed here and nowhere else in fnn."
+        "same batches in the same order, and compare them. Losses are means over all elements."
     )
     option = parser.add_argument
     option("--seed", type=seed, default=0, help="of data, parameters and batches")
@@ -208,20 +207,13 @@ def torch_network(hidden, activation, weights):
     """torch.nn's counterpart of disk.make_network, with the given tensors W, b, W, b, ..."""
     import torch
 
-    kinds = {
-        "tanh": torch.nn.Tanh,
-        "relu": torch.nn.ReLU,
-        "leaky_relu": torch.nn.LeakyReLU,
-        "sigmoid": torch.nn.Sigmoid,
-    }
+    make_activation = getattr(torch.nn, disk.ACTIVATIONS[activation].__name__)  # the same name
     layers = []
     for dim_in, dim_out in pairwise([2, *hidden, 2]):
-        linear = torch.nn.Linear(dim_in, dim_out, dtype=weights[0].dtype)
-        layers += [linear, kinds[activation]()]
+        layers += [torch.nn.Linear(dim_in, dim_out), make_activation()]
     network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid())
-    with torch.no_grad():
-        for parameter, weight in zip(network.parameters(), weights, strict=True):
-            parameter.copy_(weight)
+    for parameter, weight in zip(network.parameters(), weights, strict=True):
+        parameter.data = weight
     return network
 
 

@@ -53,23 +53,15 @@ def parse_options(arguments=None):
     disk.add_encoding_option(parser)
     disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/grid")
     options = parser.parse_args(arguments)
-    if options.first_seed + options.seeds > 2**32:
-        parser.error(
-            f"argument --first-seed: expected at most {2**32 - options.seeds} with "
-            f"{options.seeds} seeds, got {options.first_seed}"
-        )
-    most = MOST_NETWORKS // len(options.rates)
-    if options.seeds > most:
-        parser.error(
-            f"argument --seeds: expected at most {most} with {len(options.rates)} rates, "
-            f"got {options.seeds}"
-        )
-    most = options.train_size - options.batch_size
-    if options.validation_size > most:
-        parser.error(
-            f"argument --validation-size: expected at most {most}, which leaves a batch of the "
-            f"{options.train_size} training points, got {options.validation_size}"
-        )
+    seeds, num_rates, num_points = options.seeds, len(options.rates), options.train_size
+    batch = f", which leaves a batch of the {num_points} training points"
+    for name, value, most, reason in (
+        ("first-seed", options.first_seed, 2**32 - seeds, f" with {seeds} seeds"),
+        ("seeds", seeds, MOST_NETWORKS // num_rates, f" with {num_rates} rates"),
+        ("validation-size", options.validation_size, num_points - options.batch_size, batch),
+    ):
+        if value > most:
+            parser.error(f"argument --{name}: expected at most {most}{reason}, got {value}")
     if len(set(options.rates)) < len(options.rates):
         parser.error(f"argument --rates: expected different rates, got {options.rates}")
     parser.check_output(options.output, FILES)
@@ -119,17 +111,17 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
 
     num_chunks = math.ceil(len(rates) / MOST_AT_ONCE)
     size = math.ceil(len(rates) / num_chunks)
+    # The last chunk is filled up, so that one compiled program serves all of them.
+    networks = [min(i, len(rates) - 1) for i in range(num_chunks * size)]
+    all_rates = jnp.array([rates[i] for i in networks]).reshape(-1, size)
+    all_seeds = jnp.array([seeds[i] for i in networks], jnp.uint32).reshape(-1, size)
     chunks = []
     with progress(num_chunks * options.epochs, quiet=False) as report:
         for chunk in range(num_chunks):
-            # The last chunk is filled up, so that one compiled program serves all of them.
-            members = [min(i, len(rates) - 1) for i in range(chunk * size, (chunk + 1) * size)]
-            chunk_rates = jnp.array([rates[i] for i in members])
-            chunk_seeds = jnp.array([seeds[i] for i in members], jnp.uint32)
-            state, train, unseen, epoch_key = start(chunk_rates, chunk_seeds)
+            state, train, unseen, epoch_key = start(all_rates[chunk], all_seeds[chunk])
             curves = []
             for epoch in range(1, options.epochs + 1):
-                state, metrics = run_epoch(chunk_rates, state, train, epoch_key, epoch)
+                state, metrics = run_epoch(all_rates[chunk], state, train, epoch_key, epoch)
                 curves.append(metrics)
                 report(
                     chunk * options.epochs + epoch,
