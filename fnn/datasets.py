@@ -121,7 +121,7 @@ def _check_length(length, typecode, shape):
 
 
 def _read_idx(file, typecode, shape, examples):
-    """The array, of which `examples` are read; the file is read up to its header's length."""
+    """The array of the examples. The file is read up to the length that its header gives."""
     elements = array.array(typecode)
     start, size = file.tell(), math.prod(shape) * elements.itemsize
     if examples is None:
@@ -133,7 +133,7 @@ def _read_idx(file, typecode, shape, examples):
         parts = [(index * example_size, (index + 1) * example_size) for index in indices]
         shape_read = len(indices), *shape[1:]
     content = {}
-    for part in sorted({*parts}):  # forward through the file, for a compressed one has no way back
+    for part in sorted({*parts}):  # a compressed file can only be read forward
         file.seek(min(start + part[0], sys.maxsize))
         content[part] = _read(file, part[1] - part[0])
     length = file.seek(min(start + size, sys.maxsize)) - start + len(file.read(1))
@@ -158,7 +158,7 @@ def _check_example(example, shape):
 
 
 def _read(file, size):
-    """At most `size` bytes, in memory for no more than the file has."""
+    """At most `size` bytes. The memory grows with what the file has, in steps."""
     content = bytearray()
     while chunk := file.read(min(2**20, size - len(content))):
         content += chunk

@@ -46,7 +46,7 @@ def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.remove(unfinished)
         if isinstance(error, OSError):
             is_ours = error.filename in (None, folder, unfinished) or error.filename2
-            if is_ours:  # the caller knows `path`, and not these names
+            if is_ours:  # the caller knows only `path`
                 error.filename = path
                 del error.filename2
         raise
@@ -87,8 +87,8 @@ def _flush_afterwards(folder):
         yield
         try:
             os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such
+        except OSError as error:  # some network and shared folders cannot be flushed
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
     finally:
         os.close(descriptor)

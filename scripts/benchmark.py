@@ -96,7 +96,7 @@ def torch_epoch(widths, x, target, batch_size, *, threads=1, compiled=False, gra
     if graph:  # the step is recorded once and replayed on the same two arrays
         batch = x[:batch_size].clone(), target[:batch_size].clone()
         torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):  # PyTorch asks for a first step on another
+        with torch.cuda.stream(torch.cuda.Stream()):  # PyTorch records after a warm-up on another
             step(*batch)
         torch.cuda.synchronize()
         recorded = torch.cuda.CUDAGraph()
@@ -229,7 +229,10 @@ import fnn, jax
 parts, x = (fnn.Linear(2, 2), fnn.MSELoss(), fnn.sgd(0.1)), jax.numpy.ones((4, 2))
 state = fnn.init_train_state(parts[0], parts[2], jax.random.key(0))
 fnn.make_train_step(*parts)(state, x, x)"""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # this process did it
+    environment = {
+        **os.environ,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }  # this process has most of it
 
     def start(*arguments):
         subprocess.run(

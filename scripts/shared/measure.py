@@ -43,8 +43,8 @@ def take_turns(candidates: dict[str, Callable], rounds: int, warm_up: float) -> 
     """Seconds of each candidate's calls, which take turns; a call returns what it waits for.
 
     A turn begins with unmeasured calls for `warm_up` seconds. In this time the processor wakes up,
-    and threads of the candidate before, which may wait actively for a while, fall asleep. With a
-    warm-up, the first turns are not measured either.
+    and the threads of the candidate before it stop waiting actively. With a warm-up, the first turn
+    of each candidate is not measured either.
     """
     seconds = {name: [] for name in candidates}
     for turn in range(0 if warm_up else 1, rounds + 1):
