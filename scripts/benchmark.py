@@ -229,15 +229,12 @@ import fnn, jax
 parts, x = (fnn.Linear(2, 2), fnn.MSELoss(), fnn.sgd(0.1)), jax.numpy.ones((4, 2))
 state = fnn.init_train_state(parts[0], parts[2], jax.random.key(0))
 fnn.make_train_step(*parts)(state, x, x)"""
-    environment = {
-        **os.environ,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }  # this process has most of it
+    # This process has taken most of the memory of a GPU.
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
     def start(*arguments):
-        subprocess.run(
-            [sys.executable, *arguments], check=True, capture_output=True, env=environment
-        )
+        command = [sys.executable, *arguments]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
 
     with tempfile.TemporaryDirectory() as folder:
         candidates = {
