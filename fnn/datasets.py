@@ -87,7 +87,8 @@ def idx_shape(path: str | os.PathLike) -> jax.ShapeDtypeStruct:
 @contextlib.contextmanager
 def _open_idx(path):
     """Give the file, the elements' type and the shape. Errors in the block name the file."""
-    check_regular(path)
+    if not os.path.isdir(path):  # open itself refuses a folder
+        check_regular(path)
     try:
         with open(path, "rb") as file:
             is_compressed = file.read(2) == b"\x1f\x8b"
