@@ -7,8 +7,10 @@ Start with fnn.layer, which states the contract.
 # isort: off
 from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
-from fnn.datasets import idx_shape, load_idx, sample_disk
+from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versions
+from fnn.datasets import load_idx, sample_disk
 from fnn.epoch import make_train_epoch
+from fnn.files import remove_unfinished, replace_file
 from fnn.initializers import (
     kaiming_normal, kaiming_uniform, lecun_normal, orthogonal, standard_normal, xavier_normal,
     xavier_uniform, zeros,
@@ -47,10 +49,11 @@ __all__ = [
     "Softplus", "Tanh", "TrainState", "accumulate_gradients", "accuracy", "adam",
     "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm", "clip_gradient",
     "constant", "cosine_decay", "count_params", "data_parallel_mesh", "exponential_decay",
-    "find_nonfinite", "freeze", "idx_shape", "init_train_state", "kaiming_normal",
-    "kaiming_uniform", "lecun_normal", "linear_squared_norms", "load", "load_idx",
-    "loss_and_grads", "make_train_epoch", "make_train_step", "observe", "orthogonal",
-    "per_example", "piecewise_constant", "predict", "read_note", "remat", "repeat", "replicate",
-    "sample_disk", "save", "scale_gradient", "sgd", "shard_batch", "standard_normal", "summary",
-    "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
+    "find_nonfinite", "freeze", "init_train_state", "kaiming_normal", "kaiming_uniform",
+    "lecun_normal", "linear_squared_norms", "load", "load_idx", "loss_and_grads",
+    "make_train_epoch", "make_train_step", "observe", "orthogonal", "per_example",
+    "piecewise_constant", "predict", "read_note", "remat", "remove_unfinished", "repeat",
+    "replace_file", "replicate", "sample_disk", "save", "scale_gradient", "sgd", "shard_batch",
+    "standard_normal", "summary", "with_compute_dtype", "xavier_normal", "xavier_uniform",
+    "zeros",
 ]

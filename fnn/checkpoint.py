@@ -1,34 +1,31 @@
 """Save a pytree to a file, and load it back, to the bit.
 
-The file is a zip archive, not compressed, which numpy.load reads too. Its entry fnn.json tells
-what every node of the tree is, by the node's place:
+The file is a zip archive without compression. numpy.load reads it too. Its entry fnn.json names
+the type of every node of the tree, by the node's place:
 
     {"format": 1, "tree": {"": "tuple", "0": "dict", "0/W": "float32[25,2]"}, "note": null}
 
-The other entries are the leaves, such as 0/W.npy, least significant byte first. What .npy has no
-name for is there as unsigned integers: the bits of bfloat16 and its kin, the words of a PRNG key.
+Every leaf is an entry such as 0/W.npy, with the least significant byte first. The format .npy has
+no name for bfloat16 and similar dtypes, and none for PRNG keys. Their bits are stored as unsigned
+integers.
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
-import re
-import secrets
-import shutil
 import struct
 import zipfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fnn.files import check_regular, replace_file
+
 FORMAT, HEAD = 1, "fnn.json"
-UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.unfinished$")  # how the names of new files end
 SCALARS = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
-CORRUPT = (  # what zipfile and json raise for bytes that are not theirs
+CORRUPT = (  # zipfile and json raise these for a file of another kind
     *(zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError),
     *(RecursionError, ValueError),
 )
@@ -40,23 +37,22 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
     Leaves are arrays of any shape and of any dtype that JAX has, typed PRNG keys included, and
     Python's bool, int, float and complex. An array on several devices is written whole.
 
-    The file is written beside `path`, as `<path>.<random>.unfinished`, and renamed to `path` when
-    it is on the disk: `path` is at any moment all of the old file or all of the new one. It keeps
-    the old one's permissions; where it is a symbolic link, the file that it leads to is replaced.
+    replace_file writes the file: `path` is at any moment all of the old file or all of the new one.
 
     Args:
-        note: what read_note is to return, of JSON's types: None, a bool, a number, text, or a
-            list or dict of such.
+        note: read_note returns it. It is of JSON's types: None, a bool, a number, text, a list of
+            such, or a dict of such whose keys are text.
 
     Raises:
         ValueError: a leaf is of another type, or is an int of more than 64 bits; two places in
             the tree have the same name, or one has a name that is not possible in an archive.
-        TypeError: the note is of another type; an array is of a numpy dtype that JAX has not.
+        TypeError: the note is of another type; JAX has no such dtype as an array of numpy's has.
         OSError: the file cannot be written.
     """
     leaves, kinds = _survey("save", tree)
     head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
-    with replacement(path) as file, zipfile.ZipFile(file, "w") as archive:
+    _check_note(note)
+    with replace_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, HEAD, head)
         for name, leaf in leaves.items():
             dtype, shape = _stored(leaf)
@@ -70,9 +66,9 @@ def load(path: str | os.PathLike, like: Any) -> Any:
     """The tree saved at `path`, which must have the structure, shapes and dtypes of `like`.
 
     Leaves of `like` are such as save takes, or jax.ShapeDtypeStruct. Python's numbers come back
-    as Python's numbers; all else as arrays on the default device, in 64 bits where `like` has
-    them, whatever jax_enable_x64 says. Nothing is unpickled, and memory is allocated for what the
-    file contains alone, whatever it says of itself.
+    as Python's numbers. All others come back as arrays on the default device, in 64 bits where
+    `like` has 64, whatever jax_enable_x64 says. Nothing is unpickled. The memory that load takes
+    depends on the size of the file, and not on what the file says about its arrays.
 
     Raises:
         ValueError: the file is not one of save's, is cut off or corrupt, or its tree differs from
@@ -83,15 +79,15 @@ def load(path: str | os.PathLike, like: Any) -> Any:
     with _opened(path) as (archive, head):
         found = head["tree"]
         differences = [
-            f"{name or 'the tree'}: expected {kinds.get(name, 'nothing')}, "
-            f"got {found.get(name, 'nothing')}"
+            f"{_printable(name) or 'the tree'}: expected {kinds.get(name, 'nothing')}, "
+            f"got {_printable(found.get(name, 'nothing'))}"
             for name in sorted(kinds.keys() | found.keys())
             if kinds.get(name) != found.get(name)
         ]
         if differences:
             raise ValueError("; ".join(differences))
         if sorted(archive.namelist()) != sorted([HEAD, *(f"{name}.npy" for name in leaves)]):
-            raise ValueError(f"its entries are not those that {HEAD} tells")
+            raise ValueError(f"its entries are not those that {HEAD} names")
         loaded = [_read(archive, f"{name}.npy", leaf) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), loaded)
 
@@ -107,8 +103,29 @@ def read_note(path: str | os.PathLike) -> Any:
         return head.get("note")
 
 
+def _check_note(note):
+    """Raise TypeError for a note that JSON takes and gives back changed."""
+    if isinstance(note, list):
+        for part in note:
+            _check_note(part)
+    elif isinstance(note, dict):
+        for key, part in note.items():
+            if not isinstance(key, str):
+                raise TypeError(f"save: expected the note's keys to be text, got {key!r}")
+            _check_note(part)
+    elif not isinstance(note, bool | int | float | str | None):
+        raise TypeError(
+            f"save: expected the note to be of JSON's types, got a {type(note).__name__}"
+        )
+
+
+def _printable(foreign):
+    """Text from a file, for a message. Control characters could change the terminal."""
+    return foreign if isinstance(foreign, str) and foreign.isprintable() else repr(foreign)
+
+
 def _survey(who, tree):
-    """The leaves of `tree`, and what each of its nodes is, by the nodes' places: "0/W"."""
+    """The leaves of `tree`, and the type of each node as text, both by place: "0/W"."""
     leaves, kinds = {}, {}
 
     def visit(path, node):
@@ -116,20 +133,19 @@ def _survey(who, tree):
         if name in kinds or "\0" in name or len(name.encode()) > 2**15:
             reason = "two places in the tree have" if name in kinds else "no file can keep"
             raise ValueError(f"{who}: {reason} the name {name[:80]!r}")
-        children = jax.tree.leaves_with_path(node, is_leaf=lambda other: other is not node)
-        if [place for place, _ in children] == [()]:
+        if jax.tree_util.all_leaves([node]):
             leaves[name], kinds[name] = node, _kind(who, name, node)
-        else:
-            kinds[name] = type(node).__name__
-            for place, child in children:
-                visit((*path, *place), child)
+            return
+        kinds[name] = type(node).__name__
+        for place, child in jax.tree.leaves_with_path(node, is_leaf=lambda part: part is not node):
+            visit((*path, *place), child)
 
     visit((), tree)
     return leaves, kinds
 
 
 def _kind(who, name, leaf):
-    """A leaf's type, as text: float32[25,2], key<fry>[], int."""
+    """A leaf's type as text: float32[25,2], key<fry>[], int."""
     if type(leaf) in SCALARS:
         if type(leaf) is int and not -(2**63) <= leaf < 2**63:
             raise ValueError(
@@ -148,13 +164,13 @@ def _is_key(leaf):
 
 
 def _stored(leaf):
-    """The dtype and the shape with which a leaf is in the file."""
+    """The dtype and the shape of a leaf in the file."""
     if type(leaf) in SCALARS:
         return jnp.dtype(SCALARS[type(leaf)]).newbyteorder("<"), ()
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
-    is_foreign = leaf.dtype.isbuiltin == 2  # 1 for numpy's own, 0 for a copy of one
-    dtype = jnp.dtype(f"u{leaf.dtype.itemsize}") if is_foreign else leaf.dtype
+    has_no_npy_name = leaf.dtype.isbuiltin == 2  # numpy's own dtypes have 1, and copies of them 0
+    dtype = jnp.dtype(f"u{leaf.dtype.itemsize}") if has_no_npy_name else leaf.dtype
     return dtype.newbyteorder("<"), tuple(leaf.shape)
 
 
@@ -166,7 +182,7 @@ def _npy_header(dtype, shape):
 
 
 def _add(archive, name, *parts):
-    """Writes an entry, dated 1980, so that equal trees make equal files."""
+    """Write an entry dated 1980, so that equal trees make equal files."""
     entry = zipfile.ZipInfo(name)
     entry.file_size = sum(map(len, parts))
     with archive.open(entry, "w") as file:
@@ -175,7 +191,7 @@ def _add(archive, name, *parts):
 
 
 def _read(archive, name, like):
-    """The leaf in an entry whose header must be, byte for byte, the one save writes for `like`."""
+    """The leaf in an entry. Its header must be the one that save writes for `like`."""
     dtype, shape = _stored(like)
     data, header = archive.read(name), _npy_header(dtype, shape)
     size = math.prod(shape) * dtype.itemsize
@@ -195,7 +211,7 @@ def _read(archive, name, like):
 
 @contextlib.contextmanager
 def _exact():
-    """Arrays pass between host and device as they are, in 64 bits, NaNs too, whatever is set."""
+    """Let JAX move arrays between host and device unchanged, whatever its settings are."""
     with (
         jax.enable_x64(True),
         jax.debug_nans(False),
@@ -207,7 +223,7 @@ def _exact():
 
 @contextlib.contextmanager
 def _opened(path):
-    """The archive at `path` and its head; what is wrong in them, or found to be, a ValueError."""
+    """Give the archive at `path` and its head. A ValueError in the block names the file too."""
     path = os.fsdecode(path)
     check_regular(path)
     try:
@@ -228,60 +244,8 @@ def _opened(path):
             head = json.loads(archive.read(HEAD))
             version = head.get("format") if isinstance(head, dict) else None
             if version != FORMAT or not isinstance(head.get("tree"), dict):
-                raise ValueError(f"expected {HEAD} of format {FORMAT}, got {version}")
+                raise ValueError(f"expected {HEAD} of format {FORMAT}, got {version!r}")
             yield archive, head
     except CORRUPT as error:
         reason = "an entry is cut off" if isinstance(error, EOFError) else error
         raise ValueError(f"{path}: {reason}") from error
-
-
-@contextlib.contextmanager
-def replacement(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new binary file that takes the place of `path` in the end, when it is on the disk.
-
-    It vanishes if that is not reached. Permissions stay, and symbolic links are followed.
-
-    Raises:
-        OSError: it cannot be written, or `path` is a folder, a device or a pipe; the message names
-            the file to be replaced.
-    """
-    path = os.path.realpath(os.fsdecode(path))
-    check_regular(path)
-    unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
-    try:
-        with _flushed_at_the_end(os.path.dirname(path)):
-            with open(unfinished, "xb") as file:
-                if os.path.exists(path):
-                    shutil.copymode(path, unfinished)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(unfinished)
-        if isinstance(error, OSError):
-            error.filename = path
-            del error.filename2
-        raise
-
-
-def check_regular(path: str | os.PathLike) -> None:
-    """Raise OSError if there is a device, a pipe or a folder, not to be read or replaced."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        number = errno.EISDIR if os.path.isdir(path) else errno.EINVAL
-        raise OSError(number, "not a regular file", os.fsdecode(path))
-
-
-@contextlib.contextmanager
-def _flushed_at_the_end(folder):
-    """What is renamed in the folder is on the disk; it is opened first, lest that fail later."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        yield
-        return
-    folder = os.open(folder, os.O_RDONLY)
-    try:
-        yield
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,32 +1,29 @@
-"""Measure what training costs: steps, epochs, many networks, start-up, compilation.
+"""Measure what training costs: steps, epochs, layers, many networks, start-up, compilation.
 
-Within each group the candidates take turns, so that a drift of the machine's speed hits all of
-them alike; every figure is the median over the rounds, after a warm-up, of calls that wait for
-their result. PyTorch is measured beside fnn where it is installed.
+In each table the candidates take turns, so that a drift of the machine's speed hits all of them
+alike. A figure is the median over the rounds, of calls that wait for their result. PyTorch, where
+it is installed, is measured on the same device. An accelerator gets larger arrays than a CPU.
 """
 
 import functools
-import importlib.util
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from shared.command_line import Parser, leave, positive_int, run, write_text
+from shared import measure
+from shared.command_line import Parser, leave, positive_int, run, tell, write_text
+from shared.measure import compare, on_cpu
 
 import fnn
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-REPORT, WIDE = [2, 25, 25, 25, 2], [784, 1024, 1024, 10]
+REPORT = [2, 25, 25, 25, 2]
 
 
 def parse_options(arguments=None):
@@ -34,194 +31,154 @@ def parse_options(arguments=None):
     option = parser.add_argument
     option("--rounds", type=positive_int, default=25, help="measurements of each candidate")
     option("--json", type=pathlib.Path, metavar="FILE", help="write every measurement here")
-    option(
-        "--groups",
-        nargs="+",
-        choices=GROUPS,
-        default=list(GROUPS),
-        metavar="GROUP",
-        help=f"what to measure, of {', '.join(GROUPS)}",
-    )
+    option("--groups", nargs="+", choices=GROUPS, default=[*GROUPS], help="what to measure")
     options = parser.parse_args(arguments)
     if options.json is not None:
         parser.check_output(options.json.parent, [options.json.name], "--json")
     return options
 
 
-def take_turns(candidates: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate's calls, which take turns; a call returns what it waits for.
-
-    A turn begins with unmeasured calls for 20 ms, in which the processor wakes up and the threads
-    of the candidate before, which may spin for a while, fall asleep.
-    """
-    seconds = {name: [] for name in candidates}
-    for turn in range(rounds + 1):
-        for name, call in candidates.items():
-            turn_began = started = time.perf_counter()
-            while started - turn_began < 0.02:
-                jax.block_until_ready(call())
-                started = time.perf_counter()
-            jax.block_until_ready(call())
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def repeated(call: Callable, count: int) -> Callable:
-    """A call that calls `count` times and waits for the last."""
-
-    def calls():
-        for _ in range(count):
-            result = call()
-        return result
-
-    return calls
-
-
-def make_model(widths, activation=fnn.LeakyReLU):
+def make_training(widths, num_examples):
+    """(model, loss, optimizer), a function key -> state, and (x, target)."""
     layers = []
     for dim_in, dim_out in pairwise(widths):
-        layers += [fnn.Linear(dim_in, dim_out), activation()]
-    return fnn.Sequential(*layers[:-1], fnn.Sigmoid())
-
-
-def make_data(widths, num_examples):
-    key_x, key_target = jax.random.split(jax.random.key(0))
-    return (
-        jax.random.uniform(key_x, (num_examples, widths[0])),
-        jax.random.uniform(key_target, (num_examples, widths[-1])),
-    )
+        layers += [fnn.Linear(dim_in, dim_out), fnn.LeakyReLU()]
+    model = fnn.Sequential(*layers[:-1], fnn.Sigmoid())
+    loss, optimizer = fnn.MSELoss(), fnn.sgd(0.01)
+    start = functools.partial(fnn.init_train_state, model, optimizer)
+    keys = jax.random.split(jax.random.key(0))
+    shapes = (num_examples, widths[0]), (num_examples, widths[-1])
+    data = [jax.random.uniform(*pair) for pair in zip(keys, shapes, strict=True)]
+    return (model, loss, optimizer), start, data
 
 
 def bare_step(state, x, target):
     """The report network's training step as one would write it by hand, on the same pytree."""
-    first, _, second, _, third, _, fourth, _ = state.params
-    h1 = x @ first["W"].T + first["b"]
-    h1 = jnp.where(h1 > 0, h1, 0.01 * h1)
-    h2 = h1 @ second["W"].T + second["b"]
-    h2 = jnp.where(h2 > 0, h2, 0.01 * h2)
-    h3 = h2 @ third["W"].T + third["b"]
-    h3 = jnp.where(h3 > 0, h3, 0.01 * h3)
-    y = 1 / (1 + jnp.exp(-(h3 @ fourth["W"].T + fourth["b"])))
-    loss = jnp.mean((y - target) ** 2)
-    d4 = 2 / y.size * (y - target) * y * (1 - y)
-    d3 = d4 @ fourth["W"]
-    d3 = jnp.where(h3 > 0, d3, 0.01 * d3)
-    d2 = d3 @ third["W"]
-    d2 = jnp.where(h2 > 0, d2, 0.01 * d2)
-    d1 = d2 @ second["W"]
-    d1 = jnp.where(h1 > 0, d1, 0.01 * d1)
-    inputs_and_dys = (x, d1), (), (h1, d2), (), (h2, d3), (), (h3, d4), ()
-    grads = tuple({"W": at[1].T @ at[0], "b": at[1].sum(0)} if at else () for at in inputs_and_dys)
-    params = jax.tree.map(lambda p, g: p - 0.01 * g, state.params, grads)
-    return fnn.TrainState(params, state.opt_state._replace(step=state.opt_state.step + 1)), loss
+    inputs, h = {}, x
+    for index, layer in enumerate(state.params):
+        if layer:
+            inputs[index] = h
+            z = h @ layer["W"].T + layer["b"]
+            h = jnp.where(z > 0, z, 0.01 * z)
+    y = 1 / (1 + jnp.exp(-z))
+    dz = 2 / y.size * (y - target) * y * (1 - y)
+    params = [*state.params]
+    for index, h in reversed(inputs.items()):
+        W, b = params[index]["W"], params[index]["b"]
+        params[index] = {"W": W - 0.01 * dz.T @ h, "b": b - 0.01 * dz.sum(0)}
+        dh = dz @ W
+        dz = jnp.where(h > 0, dh, 0.01 * dh)
+    opt_state = state.opt_state._replace(step=state.opt_state.step + 1)
+    return fnn.TrainState(tuple(params), opt_state), jnp.mean((y - target) ** 2)
 
 
-def torch_training(widths, x, target, batch_size, threads, compiled=False):
-    """A call that runs one epoch of PyTorch's own training, shuffled."""
+def torch_epoch(widths, x, target, batch_size, *, threads=1, compiled=False, graph=False):
+    """A call that runs one epoch of PyTorch's own training, shuffled, on the device of JAX."""
     import torch
 
+    device = "cpu" if on_cpu() else "cuda"
     torch.manual_seed(0)
     layers = []
     for dim_in, dim_out in pairwise(widths):
         layers += [torch.nn.Linear(dim_in, dim_out), torch.nn.LeakyReLU()]
-    network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid())
+    network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid()).to(device)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
-    x, target = (torch.tensor(jax.device_get(array)) for array in (x, target))
-
-    def loss_of(x, target):
-        return torch.nn.functional.mse_loss(network(x), target)
+    x, target = (torch.tensor(jax.device_get(array), device=device) for array in (x, target))
 
     if compiled:
-        loss_of = torch.compile(loss_of)
+        network = torch.compile(network)
+
+    def step(x, target):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(network(x), target).backward()
+        optimizer.step()
+
+    if graph:  # the step is recorded once and replayed on the same two arrays
+        batch = x[:batch_size].clone(), target[:batch_size].clone()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):  # PyTorch records after a warm-up on another
+            step(*batch)
+        torch.cuda.synchronize()
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            step(*batch)
+
+        def step(*new):
+            for old, part in zip(batch, new, strict=True):
+                old.copy_(part)
+            recorded.replay()
 
     def epoch():
         torch.set_num_threads(threads)
-        order = torch.randperm(len(x))
+        order = torch.randperm(len(x), device=device)
         batches = x[order].split(batch_size), target[order].split(batch_size)
         for part in zip(*batches, strict=True):
-            optimizer.zero_grad()
-            loss_of(*part).backward()
-            optimizer.step()
+            step(*part)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return epoch
 
 
-def torch_candidates(widths, x, target, batch_size):
-    """PyTorch's epochs by name: eager on one and on all threads, compiled where that works."""
-    if not HAS_TORCH:
+def torch_candidates(*arguments):
+    """PyTorch's epochs by name: those that work here."""
+    if "torch" not in measure.describe_machine():
         return {}
-    settings = {"PyTorch, 1 thread": (1, False)}
-    if os.cpu_count() > 1:
-        settings[f"PyTorch, {os.cpu_count()} threads"] = (os.cpu_count(), False)
-    settings["PyTorch, torch.compile"] = (1, True)
+    cores = os.cpu_count()
+    settings = {"eager": {}, "CUDA graph": {"graph": True}}
+    if on_cpu():
+        settings = {"1 thread": {}, f"{cores} threads": {"threads": cores}}
+        settings["torch.compile"] = {"compiled": True}
     candidates = {}
-    for name, (threads, compiled) in settings.items():
-        epoch = torch_training(widths, x, target, batch_size, threads, compiled)
+    for name, setting in settings.items():
         try:
+            epoch = torch_epoch(*arguments, **setting)
             epoch()
         except Exception as error:
-            print(f"  {name} does not work here: {type(error).__name__}")
+            print(f"  PyTorch, {name} does not work here: {type(error).__name__}")
         else:
-            candidates[name] = epoch
+            candidates[f"PyTorch, {name}"] = epoch
     return candidates
-
-
-def report_table(title, unit, seconds, per, baseline):
-    """Print medians, each over `per`'s number of units, and their ratio to the baseline's."""
-    print(f"\n{title}")
-    medians = {name: statistics.median(values) / per[name] for name, values in seconds.items()}
-    scale, symbol = (1e6, "us") if medians[baseline] < 1e-3 else (1e3, "ms")
-    for name, median in medians.items():
-        ratio = median / medians[baseline]
-        print(f"  {name:<30} {scale * median:10.2f} {symbol} {unit}  x {ratio:.2f}", flush=True)
-    return {name: [value / per[name] for value in values] for name, values in seconds.items()}
 
 
 def measure_report_network(rounds):
     """The report's network: a step called from Python, and a step inside an epoch."""
-    model, loss, optimizer = make_model(REPORT), fnn.MSELoss(), fnn.sgd(0.01)
-    x, target = make_data(REPORT, 1000)
+    parts, start, (x, target) = make_training(REPORT, 1000)
     key = jax.random.key(1)
-    state = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))(key)
-    step, bare = fnn.make_train_step(model, loss, optimizer), jax.jit(bare_step)
-    results = {}
+    state, step, bare = start(key), fnn.make_train_step(*parts), jax.jit(bare_step)
+    tables = {}
     for batch_size in (1, 10, 100, 1000):
         num_steps = 1000 // batch_size
-        batch = x[:batch_size], target[:batch_size]
         calls = max(10, num_steps // 10)
+
+        def several(step, *batch, calls=calls):
+            for _ in range(calls):
+                result = step(state, *batch)
+            return result
+
+        batch, title = (x[:batch_size], target[:batch_size]), f"2-25-25-25-2, batch {batch_size}"
         candidates = {
-            "make_train_step": repeated(lambda batch=batch: step(state, *batch), calls),
-            "the same by hand, jax.jit": repeated(lambda batch=batch: bare(state, *batch), calls),
+            "make_train_step": functools.partial(several, step, *batch),
+            "the same by hand, jax.jit": functools.partial(several, bare, *batch),
         }
-        title = f"2-25-25-25-2, batch {batch_size}: one step, called from Python"
-        results[f"call, batch {batch_size}"] = report_table(
-            title,
-            "a step",
-            take_turns(candidates, rounds),
-            dict.fromkeys(candidates, calls),
-            "make_train_step",
-        )
-        epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size)
+        tables |= compare(f"{title}: one call", "a step", candidates, rounds, calls)
+        epoch = fnn.make_train_epoch(*parts, batch_size)
         candidates = {
-            "make_train_epoch": lambda epoch=epoch: epoch(state, x, target, key),
+            "make_train_epoch": functools.partial(epoch, state, x, target, key),
             **torch_candidates(REPORT, x, target, batch_size),
         }
-        title = f"2-25-25-25-2, batch {batch_size}: a step inside an epoch of 1000 examples"
-        turns = take_turns(candidates, max(3, rounds if batch_size > 1 else rounds // 5))
-        results[f"epoch, batch {batch_size}"] = report_table(
-            title, "a step", turns, dict.fromkeys(candidates, num_steps), "make_train_epoch"
-        )
-    return results
+        turns = rounds if batch_size > 1 else rounds // 5
+        tables |= compare(f"{title}: in an epoch", "a step", candidates, turns, num_steps)
+    return tables
 
 
 def measure_wide_network(rounds):
-    """784-1024-1024-10 at batch 256, beside the products alone that a step is made of."""
-    batch_size, num_examples = 256, 1024
-    model, loss, optimizer = make_model(WIDE), fnn.MSELoss(), fnn.sgd(0.01)
-    x, target = make_data(WIDE, num_examples)
-    state = jax.jit(lambda key: fnn.init_train_state(model, optimizer, key))(jax.random.key(1))
-    step = fnn.make_train_step(model, loss, optimizer)
+    """A wide network in float32 and in bfloat16, beside the matrix products of a step alone."""
+    width, batch_size = (1024, 256) if on_cpu() else (4096, 4096)
+    widths = [784, width, width, 10]
+    (model, *parts), start, batch = make_training(widths, batch_size)
+    state = start(jax.random.key(1))
+    half = fnn.with_compute_dtype(model, jnp.bfloat16)
 
     @jax.jit
     def products(x, hidden, weights):
@@ -230,135 +187,109 @@ def measure_wide_network(rounds):
         grads = (y1.T @ x, y2.T @ hidden[0], y3.T @ hidden[1])
         return y1, y2, y3, *grads, y3 @ weights[2], y2 @ weights[1]
 
-    weights = [p["W"] for p in state.params if p]
-    hidden = [jnp.ones((batch_size, width)) for width in WIDE[1:]]
-    batch = x[:batch_size], target[:batch_size]
+    weights = [layer["W"] for layer in state.params if layer]
+    hidden = [jnp.ones((batch_size, dim)) for dim in widths[1:]]
     candidates = {
-        "make_train_step": lambda: step(state, *batch),
         "its matrix products alone": lambda: products(batch[0], hidden, weights),
-        **torch_candidates(WIDE, *batch, batch_size),
+        "make_train_step": functools.partial(fnn.make_train_step(model, *parts), state, *batch),
+        "bfloat16": functools.partial(fnn.make_train_step(half, *parts), state, *batch),
+        **torch_candidates(widths, *batch, batch_size),
     }
-    turns = take_turns(candidates, rounds)
-    title = "784-1024-1024-10, batch 256: one step"
-    table = report_table(
-        title, "a step", turns, dict.fromkeys(candidates, 1), "its matrix products alone"
-    )
-    sizes = [a * b for a, b in pairwise(WIDE)]
+    title = f"{'-'.join(map(str, widths))}, batch {batch_size}: one step"
+    tables = compare(title, "a step", candidates, rounds)
+    sizes = [a * b for a, b in pairwise(widths)]
     flops = 2 * batch_size * (3 * sum(sizes) - sizes[0])
-    for name, values in table.items():
+    for name, values in tables[title].items():
         print(f"  {name:<30} {flops / statistics.median(values) / 1e9:12.1f} GFLOP/s")
-    return {"784-1024-1024-10": table}
+    return tables
 
 
 def measure_many_networks(rounds):
     """N networks trained at once by vmap: the time for one network's step."""
-    model, loss, optimizer = make_model(REPORT), fnn.MSELoss(), fnn.sgd(0.01)
-    x, target = make_data(REPORT, 1000)
-    results = {}
+    parts, start, data = make_training(REPORT, 1000)
+    tables = {}
     for batch_size in (1, 10, 100):
-        epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size)
-        many = jax.jit(jax.vmap(epoch, (0, None, None, 0)))
-        candidates, per = {}, {}
-        for count in (1, 10, 100):
+        epoch = jax.jit(jax.vmap(fnn.make_train_epoch(*parts, batch_size), (0, None, None, 0)))
+        candidates, units = {}, {}
+        for count in (1, 10, 100) if on_cpu() else (1, 100, 1000, 10000):
             keys = jax.random.split(jax.random.key(0), count)
-            states = jax.vmap(lambda key: fnn.init_train_state(model, optimizer, key))(keys)
-            name = f"{count} at once"
-            candidates[name] = lambda many=many, states=states, keys=keys: many(
-                states, x, target, keys
-            )
-            per[name] = count * (1000 // batch_size)
-        turns = take_turns(candidates, max(3, rounds // 5))
+            call = functools.partial(epoch, jax.jit(jax.vmap(start))(keys), *data, keys)
+            candidates[f"{count} at once"] = call
+            units[f"{count} at once"] = count * (1000 // batch_size)
         title = f"2-25-25-25-2 trained by vmap, batch {batch_size}"
-        results[f"vmap, batch {batch_size}"] = report_table(
-            title, "a network-step", turns, per, "1 at once"
-        )
-    return results
+        tables |= compare(title, "a network-step", candidates, rounds // 5, units)
+    return tables
 
 
 def measure_start(rounds):
     """Whole processes: importing, importing and one step, the main job."""
-    scripts = pathlib.Path(__file__).parent
-    one_step = (
-        "import fnn, jax; model = fnn.Linear(2, 2); sgd = fnn.sgd(0.1); x = jax.numpy.ones((4, 2));"
-        "state = fnn.init_train_state(model, sgd, jax.random.key(0));"
-        "fnn.make_train_step(model, fnn.MSELoss(), sgd)(state, x, x)"
-    )
+    script = pathlib.Path(__file__).with_name("train_disk.py")
+    one_step = """
+import fnn, jax
+parts, x = (fnn.Linear(2, 2), fnn.MSELoss(), fnn.sgd(0.1)), jax.numpy.ones((4, 2))
+state = fnn.init_train_state(parts[0], parts[2], jax.random.key(0))
+fnn.make_train_step(*parts)(state, x, x)"""
+    # This process has taken most of the memory of a GPU.
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+    def start(*arguments):
+        command = [sys.executable, *arguments]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+
     with tempfile.TemporaryDirectory() as folder:
-        commands = {
-            "import fnn": ["-c", "import fnn"],
-            "import, one step": ["-c", one_step],
-            "train_disk.py": [str(scripts / "train_disk.py"), "--quiet", "--output", folder],
+        candidates = {
+            "train_disk.py": lambda: start(script, "--quiet", "--output", folder),
+            "import fnn": lambda: start("-c", "import fnn"),
+            "import, one step": lambda: start("-c", one_step),
         }
-
-        def start(command):
-            subprocess.run([sys.executable, *command], check=True, capture_output=True)
-
-        candidates = {name: functools.partial(start, command) for name, command in commands.items()}
-        turns = take_turns(candidates, max(3, rounds // 8))
-    per = dict.fromkeys(candidates, 1)
-    return {"start": report_table("Whole processes", "a process", turns, per, "train_disk.py")}
+        return compare("Whole processes", "a process", candidates, rounds // 8, warm_up=0)
 
 
 def measure_compilation(rounds):
     """Tracing and compiling a training step, by the number of layers."""
-    results = {}
+    tables = {}
     for depth in (4, 16, 64):
-        model, loss, optimizer = make_model([32] * (depth + 1)), fnn.MSELoss(), fnn.sgd(0.01)
-        state = fnn.init_train_state(model, optimizer, jax.random.key(0))
-        x = jnp.ones((8, 32))
-        lowerings, compilations = [], []
-        for _ in range(max(3, rounds // 8)):
-            step = fnn.make_train_step(model, loss, optimizer)
-            started = time.perf_counter()
-            lowered = step.lower(state, x, x)
-            lowerings.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            lowered.compile()
-            compilations.append(time.perf_counter() - started)
-        turns = {"trace and lower": lowerings, "compile": compilations}
+        parts, start, batch = make_training([32] * (depth + 1), 8)
+        state = start(jax.random.key(0))
+
+        def lower(parts=parts, state=state, batch=batch):
+            return fnn.make_train_step(*parts).lower(state, *batch)
+
+        candidates = {"trace, lower": lower, "trace, lower, compile": lambda f=lower: f().compile()}
         title = f"{depth} Linear layers of width 32: before the first step"
-        results[f"depth {depth}"] = report_table(
-            title, "a network", turns, dict.fromkeys(turns, 1), "compile"
-        )
-    return results
+        tables |= compare(title, "a network", candidates, rounds // 8, warm_up=0)
+    return tables
 
 
 GROUPS = {
     "report": measure_report_network,
     "wide": measure_wide_network,
+    "layers": measure.layers,
     "many": measure_many_networks,
     "start": measure_start,
     "compile": measure_compilation,
 }
 
 
-def describe_machine():
-    device = jax.devices()[0]
-    versions = {"python": platform.python_version(), "jax": jax.__version__}
-    if HAS_TORCH:
-        import torch
-
-        versions["torch"] = torch.__version__
-    return {
-        "device": f"{device.platform} ({device.device_kind})",
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
-        "system": platform.system(),
-        "date": time.strftime("%Y-%m-%d"),
-        **versions,
-    }
-
-
 def benchmark(options):
     """Measure the groups that the options name. Returns the exit status."""
-    machine = describe_machine()
+    machine = measure.describe_machine()
     print("\n".join(f"{name:<10} {value}" for name, value in machine.items()))
-    if not HAS_TORCH:
+    if "torch" not in machine:
         print("PyTorch is not installed, and not measured")
-    groups = {name: GROUPS[name](options.rounds) for name in options.groups}
+    if on_cpu():
+        print("there is no accelerator: more than 100 networks at once are not measured")
+    groups, status = {}, 0
+    for name in options.groups:
+        try:
+            groups[name] = GROUPS[name](options.rounds)
+        except (jax.errors.JaxRuntimeError, subprocess.CalledProcessError) as error:
+            tell(f"{name} could not be measured: {str(error).splitlines()[0]}")
+            status = 1
     if options.json is not None:
         record = {"machine": machine, "unit": "seconds", "groups": groups}
         write_text(options.json, json.dumps(record, indent=1) + "\n")
-    return 0
+    return status
 
 
 def main(arguments=None):

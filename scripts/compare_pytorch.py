@@ -27,12 +27,13 @@ from shared.command_line import (
 
 import fnn
 
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
 
 def parse_options(arguments=None):
     parser = Parser(
         "Train the disk network in fnn and in PyTorch, from the same initial parameters on the "
-        "same batches in the same order, and compare them. Losses reported are means over all "
-        "elements. PyTorch is needed here and nowhere else in fnn."
+        "same batches in the same order, and compare them. Losses are means over all elements."
     )
     option = parser.add_argument
     option("--seed", type=seed, default=0, help="of data, parameters and batches")
@@ -45,9 +46,8 @@ def parse_options(arguments=None):
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
     if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
-        parser.error(
-            f"argument --rates: expected rates that print differently, got {options.rates}"
-        )
+        message = f"expected rates that print differently, got {options.rates}"
+        parser.error(f"argument --rates: {message}")
     require_pytorch(parser)
     figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
     parser.check_output(options.output, ["comparison.csv", *figure_names])
@@ -77,58 +77,44 @@ def compare(options):
         f"seed {options.seed}\n{options.epochs} epochs, batch size {options.batch_size}, "
         f"momentum {options.momentum:g}, weight decay {options.weight_decay:g}"
     )
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in names]
+    columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in METRICS]
     rows = [["learning_rate", "epoch", *columns, "largest_difference"]]
     with jax.enable_x64(options.dtype == "float64"):
         for rate in options.rates:
-            (fnn_history, torch_history), more_rows = compare_at(options, rate)
-            rows += more_rows
+            table = compare_at(options, rate)
+            for epoch, (ours, theirs, difference) in enumerate(table, 1):
+                metrics = *disk.format_metrics(*ours), *disk.format_metrics(*theirs)
+                rows.append([rate, epoch, *metrics, f"{difference:.3g}"])
             write_rows(options.output / "comparison.csv", rows)
-            panels = []
-            for y_label, ours, theirs in zip(
-                ("training MSE", "training accuracy, %"),
-                zip(*fnn_history, strict=True),
-                zip(*torch_history, strict=True),
-                strict=False,
-            ):
-                curves = figures.Curve("fnn", ours), figures.Curve("PyTorch", theirs, dashed=True)
-                panels.append((y_label, curves))
             title = f"Training in both frameworks, learning rate {rate:g}, seed {options.seed}"
-            svg = figures.learning_curves(panels, title)
-            write_text(options.output / f"curves_{rate:g}.svg", svg)
-            if not all(map(math.isfinite, (*fnn_history[-1], *torch_history[-1]))):
+            write_text(options.output / f"curves_{rate:g}.svg", draw_curves(table, title))
+            ours, theirs, _ = table[-1]
+            if not all(map(math.isfinite, (*ours, *theirs))):
                 tell(f"losses are not finite at rate {rate:g}: lower --rates")
                 return 1
     return 0
 
 
+def draw_curves(table, title):
+    """Training loss and accuracy over the epochs in both frameworks."""
+    panels = []
+    for index, y_label in enumerate(("training MSE", "training accuracy, %")):
+        ours = figures.Curve("fnn", [metrics[index] for metrics, _, _ in table])
+        theirs = figures.Curve("PyTorch", [metrics[index] for _, metrics, _ in table], dashed=True)
+        panels.append((y_label, (ours, theirs)))
+    return figures.learning_curves(panels, title)
+
+
 def compare_at(options, rate):
-    """Train at one learning rate; for each a list of four metrics an epoch, and the file's rows."""
-    import torch
-
-    num_steps = disk.count_steps(options, options.train_size)
-    model = disk.make_network(options.hidden, options.activation)
-    loss = fnn.MSELoss(options.reduction)
-    optimizer = disk.make_optimizer(options, rate, num_steps)
-    train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
-    evaluate = jax.jit(lambda params, data: disk.evaluate(model, params, *data))
+    """Train at one rate. An entry an epoch: fnn's METRICS, PyTorch's, the largest difference."""
+    data, state, epoch_key, train, evaluate = start_fnn(options, rate)
+    network, torch_epoch = start_torch(options, rate, state.params)
+    torch_data = [to_torch(part) for part in data]
 
     @jax.jit
-    def start(seed):
-        train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
-        data = []
-        for key, size in ((train_key, options.train_size), (test_key, options.test_size)):
-            points, labels = fnn.sample_disk(key, size, dtype=options.dtype)
-            targets = disk.encode(labels, options.encoding).astype(options.dtype)
-            data.append((points, targets, labels))
-        params = jax.tree.map(lambda leaf: leaf.astype(options.dtype), model.init(init_key))
-        return fnn.TrainState(params, optimizer.init(params)), data, epoch_key
-
-    @jax.jit
-    def shuffle(train, key, epoch):
-        points, targets, _ = train
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), options.train_size)
+    def shuffle(epoch):
+        points, targets, _ = data[0]
+        order = jax.random.permutation(jax.random.fold_in(epoch_key, epoch), options.train_size)
         return points[order], targets[order]
 
     @jax.jit
@@ -136,59 +122,78 @@ def compare_at(options, rate):
         pairs = zip(jax.tree.leaves(params), others, strict=True)
         return jnp.max(jnp.stack([jnp.max(jnp.abs(a - b)) for a, b in pairs]))
 
-    torch.set_num_threads(1)  # its fastest on a network this small
-    state, data, key = start(jnp.uint32(options.seed))
-    torch_data = [to_torch(part) for part in data]
-    weights = to_torch(jax.tree.leaves(state.params))
-    network = torch_network(options.hidden, options.activation, weights)
-    torch_rate = rate if options.torch_rate is None else options.torch_rate
-    torch_reduction = options.torch_reduction or options.reduction
-    torch_optimizer = torch.optim.SGD(
-        network.parameters(), 0.0, options.momentum, weight_decay=options.weight_decay
-    )
-    schedule = disk.make_schedule(options, torch_rate, num_steps)
-    torch_rates = iter(jax.vmap(schedule)(jnp.arange(num_steps)).tolist())
-
-    def torch_epoch(points, targets):
-        batches = zip(*(a.split(options.batch_size) for a in (points, targets)), strict=True)
-        for x, target in batches:
-            for group in torch_optimizer.param_groups:
-                group["lr"] = next(torch_rates)
-            torch_step(network, torch_optimizer, torch_reduction, x, target)
-
-    jax.block_until_ready(train_epoch(state, *shuffle(data[0], key, 0)))  # compile, untimed
-    histories, rows, seconds = ([], []), [], [0.0, 0.0]
-    print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
-    print(f"PyTorch: learning rate {torch_rate:g}, reduction {torch_reduction}")
+    jax.block_until_ready(train(state, *shuffle(0)))  # compile, untimed
+    table, seconds = [], [0.0, 0.0]
     for epoch in range(1, options.epochs + 1):
-        batches = jax.block_until_ready(shuffle(data[0], key, epoch))
+        batches = jax.block_until_ready(shuffle(epoch))
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(train_epoch(state, *batches))
+        state, _ = jax.block_until_ready(train(state, *batches))
         seconds[0] += time.perf_counter() - started
         batches = to_torch(batches)
         started = time.perf_counter()
         torch_epoch(*batches)
         seconds[1] += time.perf_counter() - started
-        for history, metrics in (
-            (histories[0], [m for part in data for m in evaluate(state.params, part)]),
-            (histories[1], [m for part in torch_data for m in torch_evaluate(network, *part)]),
-        ):
-            history.append([float(metric) for metric in metrics])
+        ours = [float(m) for part in data for m in evaluate(state.params, part)]
+        theirs = [float(m) for part in torch_data for m in torch_evaluate(network, *part)]
         others = [jnp.asarray(p.detach().numpy()) for p in network.parameters()]
-        difference = largest_difference(state.params, others)
-        metrics = [text for history in histories for text in disk.format_metrics(*history[-1])]
-        rows.append([rate, epoch, *metrics, f"{difference:.3g}"])
+        difference = float(largest_difference(state.params, others))
+        table.append((ours, theirs, difference))
         print(f"epoch {epoch}/{options.epochs}  largest parameter difference {difference:.2e}")
 
     print("\nframework  training loss  accuracy   test loss  accuracy   training time")
-    for framework, history, spent in zip(("fnn", "PyTorch"), histories, seconds, strict=True):
-        train_loss, train_accuracy, test_loss, test_accuracy = history[-1]
-        print(
-            f"{framework:<9}  {train_loss:13.5f}  {train_accuracy:8.2%}  {test_loss:10.5f}  "
-            f"{test_accuracy:8.2%}  {spent:12.3f} s"
-        )
+    for framework, metrics, spent in zip(("fnn", "PyTorch"), table[-1][:2], seconds, strict=True):
+        line = "{:<9}  {:13.5f}  {:8.2%}  {:10.5f}  {:8.2%}  {:12.3f} s"
+        print(line.format(framework, *metrics, spent))
     print(f"PyTorch's time / fnn's: {seconds[1] / seconds[0]:.1f}", flush=True)
-    return histories, rows
+    return table
+
+
+def start_fnn(options, rate):
+    """Both sets of points, the state, the batches' key, the compiled epoch and evaluation."""
+    num_steps = disk.count_steps(options, options.train_size)
+    model = disk.make_network(options.hidden, options.activation)
+    loss, optimizer = fnn.MSELoss(options.reduction), disk.make_optimizer(options, rate, num_steps)
+
+    @jax.jit
+    def start(seed):
+        train_key, test_key, init_key, epoch_key = disk.split_keys(seed)
+        data = []
+        for key, size in ((train_key, options.train_size), (test_key, options.test_size)):
+            points, labels = fnn.sample_disk(key, size, dtype=options.dtype)
+            targets = disk.encode(labels, options.encoding).astype(options.dtype)
+            data.append((points, targets, labels))
+        params = jax.tree.map(lambda leaf: leaf.astype(options.dtype), model.init(init_key))
+        return data, fnn.TrainState(params, optimizer.init(params)), epoch_key
+
+    print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
+    train = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
+    evaluate = jax.jit(lambda params, part: disk.evaluate(model, params, *part))
+    return *start(jnp.uint32(options.seed)), train, evaluate
+
+
+def start_torch(options, rate, params):
+    """The network with these params, and a function that trains it for an epoch."""
+    import torch
+
+    torch.set_num_threads(1)  # its fastest on a network this small
+    network = torch_network(options.hidden, options.activation, to_torch(jax.tree.leaves(params)))
+    rate = rate if options.torch_rate is None else options.torch_rate
+    reduction = options.torch_reduction or options.reduction
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.0, options.momentum, weight_decay=options.weight_decay
+    )
+    num_steps = disk.count_steps(options, options.train_size)
+    schedule = disk.make_schedule(options, rate, num_steps)
+    rates = iter(jax.vmap(schedule)(jnp.arange(num_steps)).tolist())
+
+    def epoch(points, targets):
+        batches = points.split(options.batch_size), targets.split(options.batch_size)
+        for x, target in zip(*batches, strict=True):
+            optimizer.param_groups[0]["lr"] = next(rates)
+            torch_step(network, optimizer, reduction, x, target)
+
+    print(f"PyTorch: learning rate {rate:g}, reduction {reduction}")
+    return network, epoch
 
 
 def to_torch(arrays):
@@ -202,20 +207,13 @@ def torch_network(hidden, activation, weights):
     """torch.nn's counterpart of disk.make_network, with the given tensors W, b, W, b, ..."""
     import torch
 
-    kinds = {
-        "tanh": torch.nn.Tanh,
-        "relu": torch.nn.ReLU,
-        "leaky_relu": torch.nn.LeakyReLU,
-        "sigmoid": torch.nn.Sigmoid,
-    }
+    make_activation = getattr(torch.nn, disk.ACTIVATIONS[activation].__name__)  # the same name
     layers = []
     for dim_in, dim_out in pairwise([2, *hidden, 2]):
-        linear = torch.nn.Linear(dim_in, dim_out, dtype=weights[0].dtype)
-        layers += [linear, kinds[activation]()]
+        layers += [torch.nn.Linear(dim_in, dim_out), make_activation()]
     network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid())
-    with torch.no_grad():
-        for parameter, weight in zip(network.parameters(), weights, strict=True):
-            parameter.copy_(weight)
+    for parameter, weight in zip(network.parameters(), weights, strict=True):
+        parameter.data = weight
     return network
 
 

@@ -23,12 +23,13 @@ from shared.command_line import (
 
 import fnn
 
-MOST_AT_ONCE = 128  # networks; more of them are trained one chunk after the other
+MOST_AT_ONCE = 128  # networks; if there are more, they are trained one chunk after the other
+MOST_NETWORKS = 10**6  # their metrics are kept in memory
 FILES = ["grid.csv", "chosen.csv", "curves.svg"]
 
 
 class Results(NamedTuple):
-    """Metrics of many networks: on the training points over the epochs, at the end on others."""
+    """Metrics of many networks: on training points after each epoch, on unseen ones at the end."""
 
     train_losses: jax.Array  # (epochs, networks)
     train_accuracies: jax.Array  # (epochs, networks)
@@ -52,17 +53,15 @@ def parse_options(arguments=None):
     disk.add_encoding_option(parser)
     disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/grid")
     options = parser.parse_args(arguments)
-    if options.first_seed + options.seeds > 2**32:
-        parser.error(
-            f"argument --first-seed: expected at most {2**32 - options.seeds} with "
-            f"{options.seeds} seeds, got {options.first_seed}"
-        )
-    most = options.train_size - options.batch_size
-    if options.validation_size > most:
-        parser.error(
-            f"argument --validation-size: expected at most {most}, which leaves a batch of the "
-            f"{options.train_size} training points, got {options.validation_size}"
-        )
+    seeds, num_rates, num_points = options.seeds, len(options.rates), options.train_size
+    batch = f", which leaves a batch of the {num_points} training points"
+    for name, value, most, reason in (
+        ("first-seed", options.first_seed, 2**32 - seeds, f" with {seeds} seeds"),
+        ("seeds", seeds, MOST_NETWORKS // num_rates, f" with {num_rates} rates"),
+        ("validation-size", options.validation_size, num_points - options.batch_size, batch),
+    ):
+        if value > most:
+            parser.error(f"argument --{name}: expected at most {most}{reason}, got {value}")
     if len(set(options.rates)) < len(options.rates):
         parser.error(f"argument --rates: expected different rates, got {options.rates}")
     parser.check_output(options.output, FILES)
@@ -88,12 +87,10 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     @jax.jit
     @jax.vmap
     def start(rate, seed):
-        train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
+        train_key, test_key, init_key, epoch_key = disk.split_keys(seed)
         points = sample(train_key, options.train_size)
-        train, held_out = (
-            jax.tree.map(lambda a, part=part: a[part], points)
-            for part in (slice(num_examples), slice(num_examples, None))
-        )
+        train = [array[:num_examples] for array in points]
+        held_out = [array[num_examples:] for array in points]
         unseen = held_out if num_held_out else sample(test_key, options.test_size)
         optimizer = disk.make_optimizer(options, rate, num_steps)
         return fnn.init_train_state(model, optimizer, init_key), train, unseen, epoch_key
@@ -114,17 +111,17 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
 
     num_chunks = math.ceil(len(rates) / MOST_AT_ONCE)
     size = math.ceil(len(rates) / num_chunks)
+    # The last chunk is filled up, so that one compiled program serves all of them.
+    networks = [min(i, len(rates) - 1) for i in range(num_chunks * size)]
+    all_rates = jnp.array([rates[i] for i in networks]).reshape(-1, size)
+    all_seeds = jnp.array([seeds[i] for i in networks], jnp.uint32).reshape(-1, size)
     chunks = []
     with progress(num_chunks * options.epochs, quiet=False) as report:
         for chunk in range(num_chunks):
-            # The last chunk is filled up, so that one compiled program serves all of them.
-            members = [min(i, len(rates) - 1) for i in range(chunk * size, (chunk + 1) * size)]
-            chunk_rates = jnp.array([rates[i] for i in members])
-            chunk_seeds = jnp.array([seeds[i] for i in members], jnp.uint32)
-            state, train, unseen, epoch_key = start(chunk_rates, chunk_seeds)
+            state, train, unseen, epoch_key = start(all_rates[chunk], all_seeds[chunk])
             curves = []
             for epoch in range(1, options.epochs + 1):
-                state, metrics = run_epoch(chunk_rates, state, train, epoch_key, epoch)
+                state, metrics = run_epoch(all_rates[chunk], state, train, epoch_key, epoch)
                 curves.append(metrics)
                 report(
                     chunk * options.epochs + epoch,
@@ -136,89 +133,97 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     return Results(*(part[..., : len(rates)] for part in joined))
 
 
+def write_table(path, unseen, rates, seeds, results):
+    """Write a row for each network: rate, seed, metrics on training and on unseen points."""
+    names = ("train_loss", "train_accuracy", f"{unseen}_loss", f"{unseen}_accuracy")
+    last = (results.train_losses[-1], results.train_accuracies[-1])
+    columns = (column.tolist() for column in (*last, results.losses, results.accuracies))
+    rows = [["learning_rate", "seed", *names]]
+    for rate, seed_, *metrics in zip(rates, seeds, *columns, strict=True):
+        rows.append([rate, seed_, *disk.format_metrics(*metrics)])
+    write_rows(path, rows)
+
+
+def split_by_rate(results, num_rates):
+    """The Results of each rate, where those of all are grouped by rate."""
+    parts = (jnp.split(array, num_rates, axis=-1) for array in results)
+    return [Results(*of_rate) for of_rate in zip(*parts, strict=True)]
+
+
+def draw_curves(rates, results):
+    """Training loss and accuracy over the epochs: for each rate the mean and its interval."""
+    curves = [], []
+    by_rate = split_by_rate(results, len(rates))
+    for rate, of_rate in zip(rates, by_rate, strict=True):
+        for panel, table in zip(curves, of_rate[:2], strict=True):
+            intervals = [disk.confidence_interval(epoch) for epoch in table.tolist()]
+            low, high = ([mean + sign * half for mean, half in intervals] for sign in (-1, 1))
+            means = [mean for mean, _ in intervals]
+            panel.append(figures.Curve(f"learning rate {rate:g}", means, low, high))
+    panels = zip(("training MSE", "training accuracy, %"), curves, strict=True)
+    num_seeds = len(by_rate[0].losses)
+    title = f"Training by learning rate: mean and 95 % interval over {num_seeds} seeds"
+    return figures.learning_curves([*panels], title)
+
+
 def interval(values, form):
-    """Mean over the seeds, and its 95 % confidence interval where there is one, as text."""
+    """The mean over the seeds and its 95 % confidence interval, if there is one, as text."""
     mean, half_width = disk.confidence_interval(values.tolist())
     spread = "" if math.isnan(half_width) else f" ± {half_width:{form}}"
     return f"{mean:{form}}{spread}"
 
 
-def write_table(path, unseen, rates, seeds, results):
-    """One row a network: its rate, its seed, its metrics on training and on unseen points."""
-    names = ("train_loss", "train_accuracy", f"{unseen}_loss", f"{unseen}_accuracy")
-    last = (results.train_losses[-1], results.train_accuracies[-1])
-    columns = (*last, results.losses, results.accuracies)
-    rows = [["learning_rate", "seed", *names]]
-    values = (column.tolist() for column in columns)
-    for rate, seed_, *metrics in zip(rates, seeds, *values, strict=True):
-        rows.append([rate, seed_, *disk.format_metrics(*metrics)])
-    write_rows(path, rows)
+def choose_rate(rates, by_rate):
+    """The rate with the best mean validation accuracy where all losses are finite, or None."""
+    means = {
+        rate: jnp.mean(results.accuracies)
+        for rate, results in zip(rates, by_rate, strict=True)
+        if jnp.all(jnp.isfinite(results.train_losses[-1]))
+    }
+    return max(means, key=means.get, default=None)
 
 
-def draw_curves(rates, results):
-    """Training loss and accuracy over the epochs: for each rate the mean and its interval.
-
-    The networks of results are grouped by rate.
-    """
-    panels = []
-    for y_label, table in (
-        ("training MSE", results.train_losses),
-        ("training accuracy, %", results.train_accuracies),
-    ):
-        by_rate = jnp.split(table, len(rates), axis=1)
-        curves = []
-        for rate, of_rate in zip(rates, by_rate, strict=True):
-            bounds = [disk.confidence_interval(epoch) for epoch in of_rate.tolist()]
-            mean = [mean for mean, _ in bounds]
-            low, high = [m - h for m, h in bounds], [m + h for m, h in bounds]
-            curves.append(figures.Curve(f"learning rate {rate:g}", mean, low, high))
-        panels.append((y_label, curves))
-    num_seeds = results.train_losses.shape[1] // len(rates)
-    title = f"Training by learning rate: mean and 95 % interval over {num_seeds} seeds"
-    return figures.learning_curves(panels, title)
+def print_grid(rates, by_rate):
+    print(f"\nmean and 95 % interval over {len(by_rate[0].losses)} seeds")
+    print("learning rate       training MSE     validation MSE  validation accuracy")
+    for rate, results in zip(rates, by_rate, strict=True):
+        losses = interval(results.train_losses[-1], ".5f"), interval(results.losses, ".5f")
+        accuracy = interval(results.accuracies, ".2%")
+        print(f"{rate:<13g}  {losses[0]:>17}  {losses[1]:>17}  {accuracy:>19}")
 
 
 def search(options):
-    """Train the grid, choose a rate, train and test with it. Returns the exit status."""
-    start_time = time.monotonic()
-    rates, all_seeds = options.rates, range(options.first_seed, options.first_seed + options.seeds)
-    grid_rates = [rate for rate in rates for _ in all_seeds]
-    grid_seeds = [*all_seeds] * len(rates)
-    grid = train_networks(options, grid_rates, grid_seeds, options.validation_size, "grid")
-    write_table(options.output / "grid.csv", "validation", grid_rates, grid_seeds, grid)
-    write_text(options.output / "curves.svg", draw_curves(rates, grid))
+    """Train the grid, choose a rate, train and test with it. Returns the exit status.
 
-    print(f"\nmean and 95 % interval over {options.seeds} seeds")
-    print("learning rate       training MSE     validation MSE  validation accuracy")
-    best_rate, best_accuracy = None, -1.0
-    for index, rate in enumerate(rates):
-        of_rate = slice(index * options.seeds, (index + 1) * options.seeds)
-        train_losses, losses = grid.train_losses[-1, of_rate], grid.losses[of_rate]
-        accuracies = grid.accuracies[of_rate]
-        print(
-            f"{rate:<13g}  {interval(train_losses, '.5f'):>17}  {interval(losses, '.5f'):>17}  "
-            f"{interval(accuracies, '.2%'):>19}"
-        )
-        if jnp.isfinite(jnp.sum(train_losses)) and jnp.mean(accuracies) > best_accuracy:
-            best_rate, best_accuracy = rate, jnp.mean(accuracies)
-    if best_rate is None:
+    All results are in files before any of them is printed.
+    """
+    start_time = time.monotonic()
+    rates, seeds = options.rates, range(options.first_seed, options.first_seed + options.seeds)
+    pairs = [rate for rate in rates for _ in seeds], [*seeds] * len(rates)
+    grid = train_networks(options, *pairs, options.validation_size, "grid")
+    write_table(options.output / "grid.csv", "validation", *pairs, grid)
+    write_text(options.output / "curves.svg", draw_curves(rates, grid))
+    by_rate = split_by_rate(grid, len(rates))
+    rate = choose_rate(rates, by_rate)
+    if rate is None:
+        print_grid(rates, by_rate)
         tell("no rate has finite losses: lower --rates")
         return 1
-
-    print(f"\nchosen by validation accuracy: learning rate {best_rate:g}")
-    chosen_rates = [best_rate] * options.seeds
-    chosen = train_networks(options, chosen_rates, all_seeds, 0, "chosen rate")
-    write_table(options.output / "chosen.csv", "test", chosen_rates, all_seeds, chosen)
-    if not jnp.isfinite(jnp.sum(chosen.train_losses[-1])):
-        tell(f"losses are not finite at rate {best_rate:g}")
+    pairs = [rate] * options.seeds, seeds
+    chosen = train_networks(options, *pairs, 0, "chosen rate")
+    write_table(options.output / "chosen.csv", "test", *pairs, chosen)
+    print_grid(rates, by_rate)
+    print(f"\nchosen by validation accuracy: learning rate {rate:g}")
+    train_losses, train_accuracies = chosen.train_losses[-1], chosen.train_accuracies[-1]
+    if not jnp.all(jnp.isfinite(train_losses)):
+        tell(f"losses are not finite at rate {rate:g}")
         return 1
-    print(
-        f"training MSE {interval(chosen.train_losses[-1], '.5f')}, "
-        f"accuracy {interval(chosen.train_accuracies[-1], '.2%')}\n"
-        f"test MSE     {interval(chosen.losses, '.5f')}, "
-        f"accuracy {interval(chosen.accuracies, '.2%')}\n"
-        f"{time.monotonic() - start_time:.1f} seconds"
-    )
+    for name, losses, accuracies in (
+        ("training MSE", train_losses, train_accuracies),
+        ("test MSE    ", chosen.losses, chosen.accuracies),
+    ):
+        print(f"{name} {interval(losses, '.5f')}, accuracy {interval(accuracies, '.2%')}")
+    print(f"{time.monotonic() - start_time:.1f} seconds")
     return 0
 
 

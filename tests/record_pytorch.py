@@ -1,16 +1,10 @@
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["fnn", "jax", "torch"]
-#
-# [tool.uv.sources]
-# fnn = { path = "..", editable = true }
-# ///
 """Write what PyTorch computes, in float64, for the layers, losses and optimizers of fnn.
 
-A case is the expression that makes its subject in fnn, inputs, and PyTorch's outputs for them.
+Run it where fnn and PyTorch are installed: PYTHONPATH=scripts python tests/record_pytorch.py FILE
+
+A case has the expression that makes its subject in fnn, inputs, and PyTorch's outputs for them.
 Arrays are in fnn's layout: images (..., height, width, channels), kernels (height, width, in, out).
 Inputs are multiples of 1/64, which float32 holds exactly, so that many are equal or at a kink.
-JSON's numbers are the shortest texts that give the same float64 back.
 """
 
 import functools
@@ -21,16 +15,17 @@ import warnings
 from compare_pytorch import import_torch, require_pytorch, torch_step
 from shared.command_line import Parser, leave, run, write_text
 
+NAMES = ("expression", "inputs", "outputs")
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
 EXTREMES = [1e4, -1e4, 800.0, -800.0, 90.0, -90.0, 17.0, -17.0, 0.25, -0.25]
+GELUS = ["GELU()", "GELU('tanh')"]
+ACTIVATIONS = ["ReLU()", "LeakyReLU()", "ELU()", "Tanh()", "Sigmoid()", *GELUS, "SiLU()"]
+DELTAS = ["", "delta=0.5, ", "delta=2.0, "]
 CHANCES = [0.0, 1.0, 0.25, 1.0, 0.75, 0.0, 0.5, 0.0, 1.0, 0.5]
 
 
 def parse_options(arguments=None):
-    parser = Parser(
-        "Write the values and derivatives that PyTorch computes for every layer, loss and "
-        "optimizer, to which the tests hold fnn. PyTorch is needed here, not for the tests."
-    )
+    parser = Parser("Write what PyTorch computes, in float64; the tests hold fnn to it.")
     parser.add_argument("file", type=pathlib.Path, help="the JSON file to write")
     options = parser.parse_args(arguments)
     require_pytorch(parser)
@@ -46,31 +41,27 @@ def record(options):
     parts = [f'{{"torch": "{torch.__version__}"']
     for make in (layers, losses, optimizers, trainings, schedules):
         torch.manual_seed(0)
-        cases = ",\n".join(map(json.dumps, make()))
-        parts.append(f'"{make.__name__}": [\n{cases}\n]')
+        cases = [json.dumps(dict(zip(NAMES, case, strict=True))) for case in make()]
+        parts.append(f'"{make.__name__}": [\n' + ",\n".join(cases) + "\n]")
     write_text(options.file, ",\n".join(parts) + "}\n")
     return 0
 
 
 def draw(*shape):
     """Normal numbers, rounded to multiples of 1/64."""
-    torch = import_torch()
-    return torch.round(torch.randn(shape, dtype=torch.float64) * 64) / 64
+    return (import_torch().randn(shape, dtype=float) * 64).round() / 64
 
 
 def tensor(values, *shape):
-    torch = import_torch()
-    return torch.tensor(values, dtype=torch.float64).reshape(shape or -1)
+    return import_torch().tensor(values, dtype=float).reshape(shape or -1)
 
 
 def in_torch(expression):
     """What the expression makes of torch.nn's namesakes, with random parameters in float64."""
-    torch = import_torch()
     expression = expression.replace("'SAME'", "'same'").replace("'VALID'", "'valid'")
-    module = eval(expression, vars(torch.nn)).double().eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(draw(*parameter.shape))
+    module = eval(expression, vars(import_torch().nn)).double().eval()
+    for parameter in module.parameters():
+        parameter.data = draw(*parameter.shape)
     return module
 
 
@@ -102,10 +93,7 @@ def layers():
     for expression in ("Softmax(-1)", "Softmax(1)", "LogSoftmax(-1)", "LogSoftmax(1)"):
         x = torch.stack([draw(2, 5), tensor(EXTREMES, 2, 5)])
         yield record_layer(expression, x, in_torch(expression))
-    for expression in (
-        *("ReLU()", "LeakyReLU()", "ELU()", "Tanh()", "Sigmoid()"),
-        *("GELU()", "GELU('tanh')", "SiLU()"),
-    ):
+    for expression in ACTIVATIONS:
         for x in (points, extremes):
             yield record_layer(expression, x, in_torch(expression))
     for x in (points, extremes):  # beyond PyTorch's threshold, else 20, y is x itself
@@ -114,13 +102,10 @@ def layers():
     linear = in_torch("Linear(3, 3)")
     yield record_layer("Residual(Linear(3, 3))", features, linear, lambda x: x + linear(x))
     several = in_torch("ModuleList([Linear(3, 2), Sequential(Linear(3, 2), Tanh())])")
-    for combine, join in {"concat": lambda ys: torch.cat(ys, dim=-1), "sum": sum}.items():
-        expression = (
-            f"Parallel(Linear(3, 2), Sequential(Linear(3, 2), Tanh()), combine='{combine}')"
-        )
-        yield record_layer(
-            expression, features, several, lambda x, f=join: f([part(x) for part in several])
-        )
+    expression = "Parallel(Linear(3, 2), Sequential(Linear(3, 2), Tanh()), combine="
+    for end, join in {"'concat')": lambda ys: torch.cat(ys, dim=-1), "'sum')": sum}.items():
+        forward = functools.partial(lambda join, x: join([part(x) for part in several]), join)
+        yield record_layer(expression + end, features, several, forward)
 
     for expression, x in [
         ("Conv2d(2, 3, 3)", image),
@@ -139,26 +124,21 @@ def layers():
         ("AvgPool2d((3, 2), stride=(1, 3))", image),
     ]:
         layer = in_torch(expression)
-        yield record_layer(
-            expression, x, layer, lambda x, f=layer: f(x.movedim(-1, -3)).movedim(-3, -1)
-        )
+        forward = functools.partial(lambda f, x: f(x.movedim(-1, -3)).movedim(-3, -1), layer)
+        yield record_layer(expression, x, layer, forward)
 
 
 def record_layer(expression, x, module, forward=None):
     """One forward and one backward pass of the module, or of a function that calls it."""
-    torch = import_torch()
     module.zero_grad()
     x = x.clone().requires_grad_(x.is_floating_point())
     y = (forward or module)(x)
     dy = draw(*y.shape)
     y.backward(dy)
-    dx = x.grad if x.requires_grad else torch.zeros_like(x)
+    dx = x.grad if x.requires_grad else 0 * x
     grads = in_fnn(module, lambda parameter: parameter.grad)
-    return {
-        "expression": expression,
-        "inputs": {"params": in_fnn(module), "x": x.tolist(), "dy": dy.tolist()},
-        "outputs": {"y": y.tolist(), "grads": grads, "dx": dx.tolist()},
-    }
+    inputs = {"params": in_fnn(module), "x": x.tolist(), "dy": dy.tolist()}
+    return expression, inputs, {"y": y.tolist(), "grads": grads, "dx": dx.tolist()}
 
 
 def in_fnn(module, read=lambda parameter: parameter):
@@ -166,9 +146,8 @@ def in_fnn(module, read=lambda parameter: parameter):
     nn = import_torch().nn
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [in_fnn(part, read) for part in module]
-    names = {"weight": "W", "bias": "b"}
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        names = {"weight": "scale", "bias": "bias"}
+    is_norm = isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    names = {"weight": "scale", "bias": "bias"} if is_norm else {"weight": "W", "bias": "b"}
     leaves = {names[name]: read(leaf) for name, leaf in module.named_parameters()}
     if isinstance(module, nn.Conv2d):
         leaves["W"] = leaves["W"].permute(2, 3, 1, 0)
@@ -180,15 +159,9 @@ def losses():
     torch = import_torch()
     target, chances = draw(2, 5), tensor(CHANCES, 2, 5)
     for reduction, values in (("mean", tensor(KINKS, 2, 5)), ("sum", tensor(EXTREMES, 2, 5))):
-        for expression, pair in {
-            f"MSELoss(reduction='{reduction}')": (target + values, target),
-            f"L1Loss(reduction='{reduction}')": (target + values, target),
-            f"HuberLoss(reduction='{reduction}')": (target + values, target),
-            f"HuberLoss(delta=0.5, reduction='{reduction}')": (target + values, target),
-            f"HuberLoss(delta=2.0, reduction='{reduction}')": (target + values, target),
-            f"BCEWithLogitsLoss(reduction='{reduction}')": (values, chances),
-        }.items():
-            yield record_loss(expression, *pair)
+        for start in ("MSELoss(", "L1Loss(", *(f"HuberLoss({d}" for d in DELTAS)):
+            yield record_loss(f"{start}reduction='{reduction}')", target + values, target)
+        yield record_loss(f"BCEWithLogitsLoss(reduction='{reduction}')", values, chances)
         for shape in ((), (4,), (2, 2)):
             scores = draw(*shape, 3) * (1 if reduction == "mean" else 5000)
             scores[..., 0] = scores[..., 1]
@@ -197,19 +170,16 @@ def losses():
 
 
 def record_loss(expression, prediction, target):
-    torch = import_torch()
     loss = in_torch(expression)
     prediction = prediction.clone().requires_grad_()
     arrays = [prediction, target]
-    if isinstance(loss, torch.nn.CrossEntropyLoss) and prediction.ndim > 2:  # classes on axis 1
+    if "CrossEntropy" in expression and prediction.ndim > 2:  # classes on axis 1
         arrays = [a.movedim(-1, 1) if a.is_floating_point() else a for a in arrays]
     value = loss(*arrays)
     value.backward()
-    return {
-        "expression": expression,
-        "inputs": {"prediction": prediction.tolist(), "target": target.tolist()},
-        "outputs": {"value": value.item(), "d_prediction": prediction.grad.tolist()},
-    }
+    inputs = {"prediction": prediction.tolist(), "target": target.tolist()}
+    outputs = {"value": value.item(), "d_prediction": prediction.grad.tolist()}
+    return expression, inputs, outputs
 
 
 def optimizers():
@@ -245,9 +215,8 @@ def sgd_with_clipping(max_norm, leaves):
 
     def clip(*_):
         norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves]).item()
-        torch.nn.utils.clip_grad_norm_(
-            leaves, max_norm * (norm + 1e-6) / norm if norm else max_norm
-        )
+        bound = max_norm * (norm + 1e-6) / norm if norm else max_norm
+        torch.nn.utils.clip_grad_norm_(leaves, bound)
 
     optimizer = torch.optim.SGD(leaves)
     optimizer.register_step_pre_hook(clip)
@@ -266,14 +235,9 @@ def record_steps(expression, make, params, grads, rates):
         optimizer.step()
         for name, leaf in leaves.items():
             after[name].append(leaf.tolist())
-    params, grads = (
-        {name: leaf.tolist() for name, leaf in tree.items()} for tree in (params, grads)
-    )
-    return {
-        "expression": expression,
-        "inputs": {"params": params, "grads": grads},
-        "outputs": {"params": after},
-    }
+    params = {name: leaf.tolist() for name, leaf in params.items()}
+    grads = {name: leaf.tolist() for name, leaf in grads.items()}
+    return expression, {"params": params, "grads": grads}, {"params": after}
 
 
 def trainings():
@@ -298,33 +262,34 @@ def trainings():
             losses.append(torch_step(network, optimizer, reduction, *batch).item())
             params.append(in_fnn(network))
         arguments = ", ".join(["0.1", *(f"{name}={value}" for name, value in options.items())])
-        yield {
-            "expression": f"Sequential({layers}), MSELoss('{reduction}'), sgd({arguments})",
-            "inputs": {"params": params[0], "x": x.tolist(), "target": target.tolist()},
-            "outputs": {"losses": losses, "first": params[1], "last": params[-1]},
-        }
+        expression = f"Sequential({layers}), MSELoss('{reduction}'), sgd({arguments})"
+        inputs = {"params": params[0], "x": x.tolist(), "target": target.tolist()}
+        yield expression, inputs, {"losses": losses, "first": params[1], "last": params[-1]}
 
 
 def schedules():
     """For each schedule: steps; PyTorch's rates at these."""
-    torch = import_torch()
-    lr_scheduler = torch.optim.lr_scheduler
-
+    optim = import_torch().optim
     values = [0.5, 0.5 * 0.1, 0.5 * 0.1**2, 0.5 * 0.1**3]
     for expression, make, *arguments in (
-        ("exponential_decay(0.5, 1, 0.9)", lr_scheduler.ExponentialLR, 0.9),
-        ("exponential_decay(0.5, 4, 0.3)", lr_scheduler.ExponentialLR, 0.3**0.25),
-        (f"piecewise_constant([2, 3, 7], {values})", lr_scheduler.MultiStepLR, [2, 3, 7], 0.1),
-        ("cosine_decay(0.5, 11)", lr_scheduler.CosineAnnealingLR, 11),
-        ("constant(0.5)", lr_scheduler.ConstantLR, 1.0),
+        ("exponential_decay(0.5, 1, 0.9)", optim.lr_scheduler.ExponentialLR, 0.9),
+        ("exponential_decay(0.5, 4, 0.3)", optim.lr_scheduler.ExponentialLR, 0.3**0.25),
+        (
+            f"piecewise_constant([2, 3, 7], {values})",
+            optim.lr_scheduler.MultiStepLR,
+            [2, 3, 7],
+            0.1,
+        ),
+        ("cosine_decay(0.5, 11)", optim.lr_scheduler.CosineAnnealingLR, 11),
+        ("constant(0.5)", optim.lr_scheduler.ConstantLR, 1.0),
     ):
-        optimizer = torch.optim.SGD([draw(1)], 0.5)
+        optimizer = optim.SGD([draw(1)], 0.5)
         schedule, steps, rates = make(optimizer, *arguments), list(range(12)), []
         for _ in steps:
             rates += schedule.get_last_lr()
             optimizer.step()
             schedule.step()
-        yield {"expression": expression, "inputs": {"steps": steps}, "outputs": {"rates": rates}}
+        yield expression, {"steps": steps}, {"rates": rates}
 
 
 def main(arguments=None):

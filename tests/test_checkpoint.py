@@ -160,6 +160,42 @@ def test_a_note_comes_back_without_the_tree(tmp_path):
     assert bits(fnn.load(tmp_path / "file.npz", SMALL)) == bits(SMALL)
 
 
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ({0: "cat"}, "expected the note's keys to be text, got 0"),
+        ({0: "cat", "0": "dog"}, "expected the note's keys to be text, got 0"),
+        ({"a": [{None: 1}]}, "expected the note's keys to be text, got None"),
+        ({True: 1}, "expected the note's keys to be text, got True"),
+        ({"a": {1.5: 1}}, "expected the note's keys to be text, got 1.5"),
+        ((1, 2), "expected the note to be of JSON's types, got a tuple"),
+        ({"shape": [3, (1, 2)]}, "expected the note to be of JSON's types, got a tuple"),
+        (fnn.TrainState(1, 2), "expected the note to be of JSON's types, got a TrainState"),
+        ({"a": {1, 2}}, "set"),
+        ({"a": b"bytes"}, "bytes"),
+        ({"a": {(1, 2): 3}}, "tuple"),
+    ],
+    ids=ascii,
+)
+def test_a_note_that_json_would_change_is_refused(note, message, tmp_path):
+    with pytest.raises(TypeError, match=message):
+        fnn.save(tmp_path / "file.npz", SMALL, note=note)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_in_a_foreign_file_sends_nothing_to_the_terminal(tmp_path):
+    escape = "\x1b]0;title\x07"
+    for head in (
+        {"format": 1, "tree": {"": escape, escape: escape, "W": ["\x1b"]}},
+        {"format": escape, "tree": {}},
+        {"format": 1, "tree": {"": "dict", "W\u202e": "float32[2]"}},
+    ):
+        write_archive(tmp_path / "file.npz", {"fnn.json": json.dumps(head)})
+        with pytest.raises(ValueError, match=r"file\.npz: ") as info:
+            fnn.load(tmp_path / "file.npz", SMALL)
+        assert str(info.value).isprintable()
+
+
 def test_equal_trees_make_equal_files(tmp_path):
     for name in ("one", "two"):
         fnn.save(tmp_path / name, {"b": jnp.ones(2), "a": jax.random.key(0)})

@@ -1,7 +1,10 @@
 import gzip
 import math
+import os
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import jax
@@ -52,6 +55,9 @@ def idx_bytes(type_code, shape, elements):
     return header + elements
 
 
+GOOD = idx_bytes(8, (2, 3), bytes(range(6)))
+
+
 @pytest.mark.parametrize("opener", [open, gzip.open], ids=["plain", "gzip"])
 @pytest.mark.parametrize(
     ("type_code", "letter", "dtype"),
@@ -91,6 +97,79 @@ def test_examples_of_idx_files_are_read_in_the_order_wanted(tmp_path, opener):
         assert data.tolist() == [[2 * number, 2 * number + 1] for number in examples]
 
 
+def small_integers(numbers):
+    return jax.device_get(jnp.array(numbers, jnp.uint8))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [list, tuple, iter, jnp.array, small_integers, lambda numbers: (n for n in numbers)],
+    ids=["list", "tuple", "iterator", "jax array", "numpy uint8", "generator"],
+)
+@pytest.mark.parametrize("opener", [open, gzip.open], ids=["plain", "gzip"])
+def test_examples_of_every_kind_give_the_same(tmp_path, opener, kind):
+    """Offsets are beyond what the numbers' own dtype holds."""
+    shape, numbers = (200, 300), [199, 3, 150, 3]
+    content = bytes(n for n in range(200) for _ in range(300))
+    with opener(tmp_path / "data", "wb") as file:
+        file.write(idx_bytes(8, shape, content))
+    data = fnn.load_idx(tmp_path / "data", examples=kind(numbers))
+    assert data.tolist() == [[number] * 300 for number in numbers]
+
+
+def test_examples_may_be_numpy_integers_beyond_2_gb(tmp_path):
+    """The file is sparse: it takes no space on the disk."""
+    with open(tmp_path / "data", "wb") as file:
+        file.write(idx_bytes(8, (3, 2**30), b""))
+        header = file.tell()
+        file.truncate(header + 3 * 2**30)
+    numbers = jax.device_get(jnp.array([3], jnp.int32))
+    with pytest.raises(ValueError, match="expected numbers of examples"):
+        fnn.load_idx(tmp_path / "data", examples=numbers)
+    with open(tmp_path / "data", "r+b") as file:
+        file.seek(0)
+        file.write(idx_bytes(8, (3 * 2**20, 2**10), b""))
+        file.seek(-(2**10), 2)
+        file.write(b"\7" * 2**10)
+    data = fnn.load_idx(tmp_path / "data", examples=numbers * (2**20) - 1)
+    assert data.tolist() == [[7] * 2**10]
+
+
+@pytest.mark.parametrize("number", [1.0, "1", None, True, [1], jnp.array([True, False])], ids=repr)
+def test_examples_that_are_no_integers_are_refused(tmp_path, number):
+    (tmp_path / "data").write_bytes(GOOD)
+    with pytest.raises(ValueError, match=r"data: expected numbers of examples for shape \(2, 3\)"):
+        fnn.load_idx(tmp_path / "data", examples=[number])
+
+
+@pytest.mark.parametrize("path", ["pipe", "folder", "/dev/zero"])
+def test_only_regular_files_are_read(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="not a regular file|Is a directory"):
+        fnn.load_idx(tmp_path / path)
+
+
+def test_a_file_that_does_not_fit_into_memory_is_an_error_with_its_name(tmp_path):
+    """A small compressed file may truly have more bytes than there is memory for."""
+    parts = gzip.compress(idx_bytes(8, (2**9, 2**20), b"")), gzip.compress(bytes(2**20)) * 2**9
+    (tmp_path / "data").write_bytes(b"".join(parts))
+    program = (
+        "import resource, sys, fnn, jax\n"
+        "jax.devices()\n"
+        "with open('/proc/self/statm') as file:\n"
+        "    used = int(file.read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))\n"
+        "try:\n"
+        "    fnn.load_idx(sys.argv[1])\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "data")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"[Errno 12] Cannot allocate memory: '{tmp_path / 'data'}'\n"
+
+
 @pytest.mark.parametrize(("shape", "number"), [((2, 3), 2), ((2, 3), -1), ((0, 3), 0), ((), 0)])
 def test_examples_that_are_not_in_the_file_are_refused(tmp_path, shape, number):
     (tmp_path / "data").write_bytes(idx_bytes(8, shape, bytes(math.prod(shape))))
@@ -115,9 +194,6 @@ def test_a_few_examples_cost_the_memory_of_a_few(tmp_path, opener):
         file.write(idx_bytes(8, (2**14, 2**10), bytes(2**24)))
     few = range(0, 2**14, 2**8)
     assert peak_memory(lambda: fnn.load_idx(tmp_path / "data", examples=few)) < 2**20
-
-
-GOOD = idx_bytes(8, (2, 3), bytes(range(6)))
 
 
 @pytest.mark.parametrize(

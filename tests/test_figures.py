@@ -1,5 +1,6 @@
 """Figures are well-formed SVG and show the numbers they are given."""
 
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def texts(svg):
-    return [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
 def points_of(element):
@@ -91,6 +92,39 @@ def test_learning_curves_of_one_epoch_are_dots_on_whole_epochs():
 def test_a_narrow_range_of_losses_has_ticks_too():
     svg = figures.learning_curves([("MSE", [Curve("a", [0.27, 0.26, 0.255])])], "")
     assert {"0.24", "0.26", "0.28"} <= set(texts(svg))
+
+
+def marks(svg):
+    """The heights of all marks of the curves."""
+    lines = [*ElementTree.fromstring(svg).iter(f"{SVG}polyline")][:-1]  # but the legend's
+    polygons = ElementTree.fromstring(svg).iter(f"{SVG}polygon")
+    dots = [float(y) for y in re.findall(r"M[\d.]+ ([\d.]+)h0", svg)]
+    return dots + [y for part in (*lines, *polygons) for _, y in points_of(part)]
+
+
+HOSTILE = [1e308, -1e308, -1.0, 0.0, 5e-324, 1e-13, 1.0000000001e-13, 0.5, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("y_label", ["MSE", "accuracy, %"])
+def test_learning_curves_draw_any_number_inside_the_axes(y_label):
+    for pair in itertools.product(HOSTILE, repeat=2):
+        for curve in (Curve("a", pair), Curve("a", pair, pair[::-1], pair), Curve("a", pair[:1])):
+            svg = figures.learning_curves([(y_label, [curve])], "")
+            assert "nan" not in svg
+            assert "inf" not in svg
+            assert all(40 <= y <= 310 for y in marks(svg))
+
+
+def test_losses_that_hardly_differ_have_ticks():
+    for losses in ([1e-13], [1e-13, 1.0000000001e-13], [3e-20, 3.1e-20], [7e-90]):
+        svg = figures.learning_curves([("MSE", [Curve("a", losses)])], "")
+        ticks = {text for text in texts(svg) if re.fullmatch(r"[\d.]+e-\d+", text)}
+        assert len(ticks) >= 2
+
+
+def test_a_wide_range_of_losses_has_few_ticks():
+    svg = figures.learning_curves([("MSE", [Curve("a", [1e90, 1e-90])])], "")
+    assert 5 <= len([text for text in texts(svg) if re.search("e[+-]", text)]) <= 20
 
 
 def test_ticks_are_round_and_inside():

@@ -127,3 +127,23 @@ def test_rates_without_finite_losses_are_never_chosen(tmp_path, capsys):
     assert {row["learning_rate"] for row in rows(tmp_path / "chosen.csv")} == {"0.1"}
     assert grid_search.main([*options, "--rates", "1e30"]) == 1
     assert "no rate has finite losses: lower --rates" in capsys.readouterr().err
+
+
+def test_results_are_in_files_before_they_are_shown(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise UnicodeEncodeError("ascii", "\xb1", 0, 1, "as a terminal of another encoding")
+
+    monkeypatch.setattr(grid_search, "print_grid", fail)
+    options = [*SMALL, "--rates", "0.1", "--seeds", "2", "--output", str(tmp_path)]
+    with pytest.raises(UnicodeEncodeError):
+        grid_search.main(options)
+    assert len(rows(tmp_path / "chosen.csv")) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {*grid_search.FILES, ".lock"}
+
+
+@pytest.mark.parametrize("number", ["300000000", "333334"])
+def test_more_networks_than_fit_into_memory_are_refused_at_once(number, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        grid_search.main(["--seeds", number, "--output", str(tmp_path)])
+    message = f"argument --seeds: expected at most 333333 with 3 rates, got {number}"
+    assert message in capsys.readouterr().err

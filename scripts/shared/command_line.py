@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
             for path in map(folder.joinpath, file_names):
                 if os.path.lexists(path):
                     open(path, "r+b").close()
-                    fnn.checkpoint.check_regular(path)
+                    fnn.files.check_regular(path)
         except OSError as error:
             self.error(f"argument {option}: cannot write {path}: {error.strerror or error}")
 
@@ -89,7 +89,7 @@ def _parse(kind, text, low, high, expected):
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """The file is `text` as a whole, or as it was before."""
-    with fnn.checkpoint.replacement(path) as file:
+    with fnn.replace_file(path) as file:
         file.write(text.encode())
 
 
@@ -189,15 +189,13 @@ def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
         yield
         return
     lock = folder / ".lock"
-    fnn.checkpoint.check_regular(lock)
+    fnn.files.check_regular(lock)
     with open(lock, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is writing to {folder}") from None
-        for path in folder.iterdir():
-            if fnn.checkpoint.UNFINISHED.search(path.name) and path.is_file():
-                path.unlink()  # what was being written when a run was killed
+        fnn.remove_unfinished(folder)
         yield
 
 

@@ -13,7 +13,7 @@ from shared.command_line import layer_width, nonnegative_float, positive_int
 
 import fnn
 
-CENTER, RADIUS = (0.5, 0.5), 1 / math.sqrt(2 * math.pi)
+CENTER, RADIUS = fnn.datasets.DISK_CENTER, fnn.datasets.DISK_RADIUS
 ACTIVATIONS = {
     "tanh": fnn.Tanh,
     "relu": fnn.ReLU,
@@ -73,6 +73,11 @@ def add_encoding_option(parser) -> None:
         default="one-hot",
         help="targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]",
     )
+
+
+def split_keys(seed) -> jax.Array:
+    """Keys for the training points, the test points, the parameters and the batches."""
+    return jax.random.split(jax.random.key(seed), 4)
 
 
 def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:

@@ -7,13 +7,15 @@ colours from Okabe and Ito's palette, which the colour-blind can tell apart.
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby, pairwise
+from itertools import cycle, groupby, pairwise
 from typing import Any, NamedTuple
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
 )  # fmt: skip
 INK, FAINT = "#222222", "#dddddd"
+SMALLEST, LARGEST = 1e-100, 1e100  # losses on an axis; their quotient is a float too
+MOST_DECADES = 15  # with a tick each
 SERIES_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 Point = tuple[float, float]
 
@@ -34,9 +36,8 @@ def disk_data(points, labels, center: Point, radius: float) -> str:
     points is a sequence of (x, y), labels one of 0 and 1.
     """
     place, frame = _axes(60, 40, 400, 400, (0, 1), (0, 1), "x₁", "x₂", "Training points")
-    by_label = _places_by_label(place, points, labels)
-    marks = [_dots(by_label[0], SKY, 4.5), _dots(by_label[1], BLUE, 4.5)]
-    marks.append(_circle(place, center, radius))
+    outside, inside = _places_by_label(place, points, labels)
+    marks = _dots(outside, SKY, 4.5), _dots(inside, BLUE, 4.5), _circle(place, center, radius)
     entries = [
         (_dots([(0, 0)], BLUE, 8), "inside: label 1"),
         (_dots([(0, 0)], SKY, 8), "outside: label 0"),
@@ -56,31 +57,27 @@ def decision_regions(
     place, frame = _axes(60, 40, 400, 400, (0, 1), (0, 1), "x₁", "x₂", "Decision regions")
     (left, bottom), (right, top) = place(0, 0), place(1, 1)
     cell = (right - left) / len(scores)
-    runs = []
+    path = ""  # a rectangle for each run of cells inside
     for row, inside in enumerate(scores):
-        edges = [0, *(j for j in range(1, len(inside)) if inside[j] != inside[j - 1]), len(inside)]
-        y = bottom - (row + 1) * cell
-        runs += [
-            f"M{left + start * cell:.2f} {y:.2f}h{(stop - start) * cell:.2f}v{cell:.2f}H"
-            f"{left + start * cell:.2f}z"
-            for start, stop in pairwise(edges)
-            if inside[start]
-        ]
-    by_label = _places_by_label(place, mistakes, labels)
+        for is_inside, run in groupby(enumerate(inside), lambda entry: entry[1]):
+            if is_inside:
+                columns = [column for column, _ in run]
+                x, y = left + columns[0] * cell, bottom - (row + 1) * cell
+                path += f"M{x:.2f} {y:.2f}h{len(columns) * cell:.2f}v{cell:.2f}H{x:.2f}z"
+    wrongly_inside, missed = _places_by_label(place, mistakes, labels)
     marks = [
         f'<rect x="{left}" y="{top}" width="400" height="400" fill="{SKY}" fill-opacity=".15"/>',
-        f'<path d="{"".join(runs)}" fill="{BLUE}" fill-opacity=".45" '
-        'shape-rendering="crispEdges"/>',
+        f'<path d="{path}" fill="{BLUE}" fill-opacity=".45" shape-rendering="crispEdges"/>',
         _circle(place, center, radius),
-        *(_cross(at, VERMILLION) for at in by_label[1]),
-        *(_ring(at, VERMILLION) for at in by_label[0]),
+        *(_cross(at, VERMILLION) for at in missed),
+        *(_ring(at, VERMILLION) for at in wrongly_inside),
     ]
     entries = [
         (_square(BLUE, 0.45), "network: inside"),
         (_square(SKY, 0.15), "network: outside"),
         (_line([(-9, 0), (9, 0)], INK), "the disk"),
-        (_cross((0, 0), VERMILLION), f"inside, missed: {len(by_label[1])}"),
-        (_ring((0, 0), VERMILLION), f"outside, missed: {len(by_label[0])}"),
+        (_cross((0, 0), VERMILLION), f"inside, missed: {len(missed)}"),
+        (_ring((0, 0), VERMILLION), f"outside, missed: {len(wrongly_inside)}"),
     ]
     body = [*frame[:-1], *marks, frame[-1], _legend(480, 60, entries)]
     return figure(630, 500, "Decision regions and misclassified test points", body)
@@ -92,17 +89,14 @@ def network(params: Any, activations: Sequence[str]) -> str:
     params is a Sequential's: its entries {"W": (dim_out, dim_in), ...} are the layers drawn.
     activations names what follows each.
     """
-    shapes = [entry["W"].shape for entry in params if isinstance(entry, dict) and "W" in entry]
+    shapes = [entry["W"].shape for entry in params if "W" in entry]
     widths = [shapes[0][1], *(dim_out for dim_out, _ in shapes)]
     gap, height, most = 150, 380, 25
-    columns = []
+    columns, body = [], []
     for index, width in enumerate(widths):
         shown = min(width, most)
-        step = min(26, (height - 60) / shown)
-        columns.append(
-            [(60 + index * gap, height / 2 + (i - (shown - 1) / 2) * step) for i in range(shown)]
-        )
-    body = []
+        x, step = 60 + index * gap, min(26, (height - 60) / shown)
+        columns.append([(x, height / 2 + (i - (shown - 1) / 2) * step) for i in range(shown)])
     for start, end in pairwise(columns):
         path = "".join(f"M{a} {b:.1f}L{c} {d:.1f}" for a, b in start for c, d in end)
         body.append(f'<path d="{path}" stroke="{INK}" stroke-opacity=".18" stroke-width=".5"/>')
@@ -123,59 +117,60 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
     """Values over epochs, a panel for each (y label, curves); labels ending in % are fractions.
 
     A panel of losses, which are positive, has a logarithmic axis; one of fractions a linear one.
+    Values beyond an axis are drawn at its end. A line is broken where a value is not finite.
     """
     body = []
     for index, (y_label, curves) in enumerate(panels):
         fractions = y_label.endswith("%")
-        numbers = [
-            100 * value if fractions else value
-            for curve in curves
-            for value in (*curve.values, *curve.low, *curve.high)
-            if math.isfinite(value) and (fractions or value > 0)
-        ] or [1, 10]
-        low, high = min(numbers), max(numbers)
-        low, high = (low - 1, 100) if fractions else (low / 1.1, high * 1.1)
+        low, high = _y_range(fractions, curves)
         epochs = max(4, *(len(curve.values) for curve in curves))
         place, frame = _axes(
             70 + 420 * index, 40, 330, 270, (0, epochs), (low, high), "epoch", y_label, "",
             log=not fractions,
         )  # fmt: skip
-        scale = 100 if fractions else 1
         body += frame
-        for color, curve in zip(_cycle(len(curves)), curves, strict=True):
 
-            def runs(values, low=low, scale=scale, place=place):
-                """The places of the values, in runs that what is not finite interrupts."""
-                places = [
-                    place(epoch, max(low, scale * value)) if math.isfinite(value) else None
-                    for epoch, value in enumerate(values, 1)
-                ]
-                return [
-                    [*run] for finite, run in groupby(places, lambda at: at is not None) if finite
-                ]
+        def bounded(epoch, value, place=place, low=low, high=high, scale=100 if fractions else 1):
+            return place(epoch, min(max(low, scale * value), high))
 
-            for below, above in zip(runs(curve.low), runs(curve.high), strict=True):
-                body.append(_band([*below, *reversed(above)], color))
-            for run in runs(curve.values):
-                body.append(_line(run, color, curve.dashed) if run[1:] else _dots(run, color, 5))
-    entries = [
-        (_line([(-12, 0), (12, 0)], color, dashed=curve.dashed), curve.label)
-        for color, curve in zip(_cycle(len(panels[0][1])), panels[0][1], strict=True)
-    ]
-    columns = [_legend(80 + 260 * (i % 3), 380 + 22 * (i // 3), [e]) for i, e in enumerate(entries)]
-    height = 400 + 22 * ((len(entries) - 1) // 3)
+        for color, curve in zip(cycle(SERIES_COLORS), curves):
+            for lows, highs in _runs(bounded, curve.low, curve.high):
+                body.append(_band([*lows, *reversed(highs)], color))
+            for (line,) in _runs(bounded, curve.values):
+                body.append(_line(line, color, curve.dashed) if line[1:] else _dots(line, color, 5))
+    _, curves = panels[0]
+    for index, (color, curve) in enumerate(zip(cycle(SERIES_COLORS), curves)):
+        entry = _line([(-12, 0), (12, 0)], color, curve.dashed), curve.label
+        body.append(_legend(80 + 260 * (index % 3), 380 + 22 * (index // 3), [entry]))
     body.append(text(420, 22, title, size=15))
-    return figure(840, height, title, [*body, *columns])
+    return figure(840, 400 + 22 * ((len(curves) - 1) // 3), title, body)
+
+
+def _y_range(fractions, curves):
+    """The range of a panel's axis: of the values, in percent for fractions."""
+    least, most = (0, 1) if fractions else (SMALLEST, LARGEST)
+    values = [
+        min(max(least, value), most)
+        for curve in curves
+        for value in (*curve.values, *curve.low, *curve.high)
+        if math.isfinite(value) and (fractions or value > 0)
+    ] or [1]
+    return (100 * min(values) - 1, 100) if fractions else (min(values) / 1.1, max(values) * 1.1)
+
+
+def _runs(place, *columns):
+    """The places of each column's values, in runs of epochs in which all values are finite."""
+    rows = enumerate(zip(*columns, strict=True), 1)
+    for finite, run in groupby(rows, lambda row: all(map(math.isfinite, row[1]))):
+        if finite:
+            places = ([place(epoch, value) for value in values] for epoch, values in run)
+            yield [*zip(*places, strict=True)]
 
 
 def _places_by_label(place, points, labels):
     """For each label, 0 and 1, the places of its points."""
     pairs = [(place(*point), label) for point, label in zip(points, labels, strict=True)]
     return [[at for at, label in pairs if label == wanted] for wanted in (0, 1)]
-
-
-def _cycle(count):
-    return [SERIES_COLORS[i % len(SERIES_COLORS)] for i in range(count)]
 
 
 def _axes(
@@ -220,15 +215,18 @@ def _ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, with their multiples by 2 and 5 where there is room; where
-    not even two of them fit, evenly spaced round numbers.
+    """Powers of ten from low to high: all, or some of many, or with their multiples by 2 and 5.
+
+    Where not even two of them fit, the ticks are evenly spaced round numbers.
     """
-    factors = (1, 2, 5) if high / low < 1000 else (1,)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = math.log10(high / low)
+    factors = (1, 2, 5) if decades < 3 else (1,)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    exponents = range(first, last + 1, math.ceil(decades / MOST_DECADES))
     ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
     inside = [tick for tick in ticks if low <= tick <= high]
     return inside if len(inside) > 1 else _ticks(low, high)
