@@ -99,10 +99,30 @@ def accumulate_gradients(
     return evaluate
 
 
-def predict(model: Layer, params: Any, x: jax.Array) -> jax.Array:
-    """The model's output y for x, of the model's shapes, in evaluation mode (no key)."""
-    y, _ = model.forward(params, x)
-    return y
+def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None = None) -> jax.Array:
+    """The model's output y for x, of the model's shapes, in evaluation mode (no key).
+
+    Args:
+        batch_size: evaluate so many examples of x (n, ...) at a time, which needs less memory.
+            Over a mesh each device evaluates its own examples.
+    """
+
+    def forward(params, x):
+        y, _ = model.forward(params, x)
+        return y
+
+    if batch_size is None:
+        return forward(params, x)
+    batch_size = check_integer("predict", "batch_size", batch_size, 1)
+
+    def by_batches(params, x):
+        return jax.lax.map(functools.partial(forward, params), x, batch_size=batch_size)
+
+    mesh, axes = sharded_axes(x)
+    if axes and len(x) % math.prod(mesh.shape[axis] for axis in axes) == 0:
+        specs = PartitionSpec(), PartitionSpec(axes)
+        by_batches = jax.shard_map(by_batches, mesh=mesh, in_specs=specs, out_specs=specs[1])
+    return by_batches(params, x)
 
 
 def init_train_state(model: Layer, optimizer: Optimizer, key: jax.Array) -> TrainState:

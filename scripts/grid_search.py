@@ -13,7 +13,6 @@ from shared.command_line import (
     leave,
     nonnegative_float,
     positive_int,
-    progress,
     run,
     seed,
     tell,
@@ -88,7 +87,7 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     @jax.jit
     @jax.vmap
     def start(rate, seed):
-        train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
+        train_key, test_key, init_key, epoch_key = disk.split_key(seed)
         points = sample(train_key, options.train_size)
         train, held_out = (
             jax.tree.map(lambda a, part=part: a[part], points)
@@ -115,7 +114,7 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     num_chunks = math.ceil(len(rates) / MOST_AT_ONCE)
     size = math.ceil(len(rates) / num_chunks)
     chunks = []
-    with progress(num_chunks * options.epochs, quiet=False) as report:
+    with fnn.progress(num_chunks * options.epochs, quiet=False) as report:
         for chunk in range(num_chunks):
             # The last chunk is filled up, so that one compiled program serves all of them.
             members = [min(i, len(rates) - 1) for i in range(chunk * size, (chunk + 1) * size)]

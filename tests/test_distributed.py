@@ -76,7 +76,7 @@ from shared import distributed
 largest, calls = distributed.largest, []
 def largest_or_end(*arguments):
     calls.append(arguments)
-    if len(calls) > 15:
+    if len(calls) > 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return largest(*arguments)
 distributed.largest = largest_or_end

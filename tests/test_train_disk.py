@@ -182,10 +182,10 @@ def test_help_gives_every_option_and_its_default():
         "--weight-decay", "--hidden", "--activation", "--reduction", "--train-size",
         "--test-size", "--output", "--checkpoint-every", "--resume", "--data-parallel",
         "--coordinator", "--num-processes", "--process-id", "--start-timeout", "--epoch-timeout",
-        "--quiet",
+        "--fast", "--quiet",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 22
+    assert " ".join(text.split()).count("(default: ") == 23
 
 
 def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import train_mnist
-from shared import mnist, pictures, resumable
+from shared import mnist, pictures
 
 import fnn
 
@@ -407,15 +407,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
 
 
 def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path, monkeypatch):
-    whole, broken, store = tmp_path / "whole", tmp_path / "broken", resumable.store
+    whole, broken, save = tmp_path / "whole", tmp_path / "broken", fnn.save
 
-    def store_and_break_off(*arguments):
-        store(*arguments)
+    def save_and_break_off(*arguments, **options):
+        save(*arguments, **options)
         raise KeyboardInterrupt
 
     assert train(data, whole, "--epochs", "3") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(resumable, "store", store_and_break_off)
+        patch.setattr(fnn.loop, "save", save_and_break_off)
         assert train(data, broken, "--epochs", "3") == 130
     assert not (broken / "params.npz").exists()
     assert train(data, broken, "--epochs", "3", "--resume") == 0
@@ -461,7 +461,7 @@ def test_help_gives_every_option_and_its_default(capsys):
         "--data", "--model", "--seed", "--epochs", "--batch-size", "--learning-rate",
         "--weight-decay", "--dropout", "--output", "--checkpoint-every", "--resume",
         "--data-parallel", "--coordinator", "--num-processes", "--process-id", "--start-timeout",
-        "--epoch-timeout", "--quiet",
+        "--epoch-timeout", "--fast", "--quiet",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 17
+    assert " ".join(text.split()).count("(default: ") == 18

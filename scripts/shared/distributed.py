@@ -1,8 +1,5 @@
-"""What scripts share to train on many devices: options, processes that find each other, and time
-limits, so that nothing waits for a process that is not there.
-
-    options = parse_options()            # with add_options
-    return distributed.run(train, options)
+"""What scripts share to train on many devices: processes that find each other, and time limits, so
+that nothing waits for a process that is not there.
 
 Only the first process writes to --output, and only what it prints on stdout is shown.
 """
@@ -12,23 +9,24 @@ import collections
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.distributed import global_state  # the only way to a process that has no devices
 from jax.experimental import multihost_utils
-from shared import command_line, resumable
+from shared import command_line
 from shared.command_line import Parser, UserError, positive_int
 
 import fnn
 
 SECONDS_TO_LEAVE = 3
+PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
 
 
 def add_options(parser: Parser) -> None:
@@ -58,12 +56,16 @@ def add_options(parser: Parser) -> None:
     )
 
 
+def uses_all_devices(options: argparse.Namespace) -> bool:
+    several = options.coordinator is not None or options.num_processes is not None
+    return options.data_parallel or several
+
+
 def check_options(parser: Parser, options: argparse.Namespace) -> None:
     """End with an error unless the options on processes fit together."""
     number, count = options.process_id, options.num_processes
-    options.data_parallel |= options.coordinator is not None or count is not None
     address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if options.data_parallel and address is not None:
+    if uses_all_devices(options) and address is not None:
         host, _, port = address.rpartition(":")
         if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
             parser.error(f"argument --coordinator: expected HOST:PORT, got {address!r}")
@@ -77,28 +79,29 @@ def check_options(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("argument --coordinator: expected HOST:PORT with --num-processes, got none")
 
 
-def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """command_line.run(work, options, options.output) in every process, the folder in the first."""
-    if options.data_parallel and (problem := _connect(options)):
-        command_line.tell(f"error: {problem}")
+def run(
+    work: Callable[[argparse.Namespace], int], options: argparse.Namespace, same: dict[str, Any]
+) -> int:
+    """command_line.run(work, options, options.output) in every process, the folder in the first.
+
+    All processes must have the `same` values, given by what they are.
+    """
+    try:
+        if uses_all_devices(options):
+            _connect(options)
+    except (RuntimeError, ValueError, UserError) as error:
+        place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
+        command_line.tell(f"error: cannot join the run at {place}: {str(error).splitlines()[0]}")
         return _leave(1)
-    is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
-    with contextlib.nullcontext() if is_first else _silence():
-        folder = options.output if is_first else None
-        status = command_line.run(_with_others(work, folder), options)
-    return _leave(status)
+    is_first = global_state.process_id == 0
+    folder = options.output if is_first else None
 
-
-def _with_others(work, folder):
-    """work, if all processes have the same options; errors of JAX may be of another process."""
-
-    def checked(options):
-        settings = resumable.settings(options), options.checkpoint_every, options.num_processes
+    def work_with_others(options):
         try:
             with contextlib.ExitStack() as held:
-                with together(options):
+                with together(options.epoch_timeout):
                     held.enter_context(command_line.sole_use(folder))
-                agree(options, "options", *settings)
+                agree(options.epoch_timeout, same)
                 return work(options)
         except (RuntimeError, ValueError) as error:  # as JAX calls it depends on the operation
             if jax.process_count() == 1:
@@ -106,26 +109,16 @@ def _with_others(work, folder):
             problem = f"another process may be gone: {error}"
             raise jax.errors.JaxRuntimeError(problem) from error
 
-    return checked
-
-
-def agree(options: argparse.Namespace, what: str, *values: Any) -> None:
-    """Raise UserError in every process unless all of them have the same values."""
-    if jax.process_count() > 1:
-        checksum = zlib.crc32(repr(values).encode())
-        with epoch_deadline(options):
-            checksums = multihost_utils.process_allgather(jnp.uint32(checksum))
-        if (checksums != checksum).any():
-            raise UserError(f"the processes have different {what}")
+    with contextlib.nullcontext() if is_first else _silence():
+        status = command_line.run(work_with_others, options)
+    return _leave(status)
 
 
 def _connect(options):
-    """Finds the other processes, if there are any; what is wrong, if anything."""
-    told = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    place = told or "the coordinator"
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait until the end
-    try:
-        with deadline(options.start_timeout, f"the processes did not all come to {place}"):
+    """Find the other processes, if there are any, and start the devices of each."""
+    place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
+    with deadline(options.start_timeout, f"the processes did not all come to {place}"):
+        try:
             jax.distributed.initialize(
                 options.coordinator,
                 options.num_processes,
@@ -134,18 +127,36 @@ def _connect(options):
                 heartbeat_timeout_seconds=10 * options.epoch_timeout,
                 shutdown_timeout_seconds=options.epoch_timeout,
             )
+        except ValueError as error:
+            if "coordinator_address should be defined" in str(error):
+                return  # there are no other processes
+            raise
+        client, outcome = global_state.client, threading.Lock()  # who has it tells the outcome
+
+        def listen():
+            while not outcome.locked():
+                with contextlib.suppress(RuntimeError):  # there is no problem yet
+                    problem = client.blocking_key_value_get(PROBLEM, 500)
+                    if outcome.acquire(blocking=False):
+                        command_line.tell(f"error: another process has ended: {problem}")
+                        _leave(1)
+
+        threading.Thread(target=listen, daemon=True).start()
+        try:
             command_line.start_jax()
-            counts = collections.Counter(device.process_index for device in jax.devices())
-            if len({*counts.values()}) > 1:
-                return f"expected equally many devices in every process, got {[*counts.values()]}"
-            with _silence():  # Gloo tells on stdout that it is connected
-                _largest(None)
-    except (RuntimeError, ValueError, UserError) as error:
-        if "coordinator_address should be defined" not in str(error):  # no other processes
-            return f"cannot join the run at {place}: {str(error).splitlines()[0]}"
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-    return None
+        except UserError as error:
+            outcome.acquire()
+            with contextlib.suppress(RuntimeError):  # another process has told its own
+                client.key_value_set(PROBLEM, str(error))
+            raise
+        outcome.acquire()
+        counts = collections.Counter(device.process_index for device in jax.devices())
+        if len({*counts.values()}) > 1:
+            raise UserError(
+                f"expected equally many devices in every process, got {[*counts.values()]}"
+            )
+        with _silence():  # Gloo tells on stdout that it is connected
+            _largest(0)
 
 
 @contextlib.contextmanager
@@ -173,7 +184,7 @@ def _leave(status):
     """
     if status and jax.distributed.is_initialized():
         sys.stderr.flush()
-        if status == 1 and jax.process_index() == 0:
+        if status == 1 and global_state.process_id == 0:
             time.sleep(SECONDS_TO_LEAVE)
         elif status != 1:
             threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,)).start()
@@ -203,6 +214,15 @@ def deadline(seconds: float, problem: str) -> Iterator[None]:
         timer.cancel()
 
 
+def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
+    """The deadline of an epoch and of what is between two, where there are other processes."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    problem = "another process is gone or slow: the epoch did not end"
+    grace = SECONDS_TO_LEAVE if jax.process_index() == 0 else 0  # as in _leave
+    return deadline(seconds + grace, problem)
+
+
 def describe() -> str:
     """The devices of the run, as text."""
     device, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
@@ -211,22 +231,13 @@ def describe() -> str:
     return f"{processes} processes, {text}" if processes > 1 else text
 
 
-def epoch_deadline(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
-    """The deadline of an epoch and of what is between two, where there are other processes."""
-    if jax.process_count() == 1:
-        return contextlib.nullcontext()
-    problem = "another process is gone or slow: the epoch did not end"
-    grace = SECONDS_TO_LEAVE if jax.process_index() == 0 else 0  # as in _leave
-    return deadline(options.epoch_timeout + grace, problem)
-
-
 def make_mesh(options: argparse.Namespace, **divided: int) -> jax.sharding.Mesh | None:
-    """The mesh of all devices with --data-parallel, else None.
+    """The mesh of all devices if they are to be used, else None.
 
     Raises:
         UserError: the devices do not divide one of the options `divided`, given by name.
     """
-    if not options.data_parallel:
+    if not uses_all_devices(options):
         return None
     count = jax.device_count()
     for name, value in divided.items():
@@ -244,71 +255,73 @@ def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
 
 
 def place_examples(
-    options: argparse.Namespace,
+    timeout: float,
     mesh: jax.sharding.Mesh | None,
     arrays: tuple[jax.Array, ...],
     load: Callable[..., Any] = lambda *arrays: arrays,
 ) -> Any:
     """load(*arrays) over the mesh, if there is one, for arrays (n, ...) that every process has.
 
-    Each process loads its part alone; all of them, if the devices do not divide n. What one finds
-    wrong in it ends all.
+    Each process loads its part alone; all of them load all if the devices do not divide n. If one
+    finds an error in its part, all end.
     """
     count, index = jax.process_count(), jax.process_index()
     is_divided = mesh is not None and not any(len(array) % mesh.size for array in arrays)
     if is_divided:
         arrays = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
-    with together(options):
+    with together(timeout):
         loaded = load(*arrays)
     return fnn.shard_batch(mesh, loaded) if is_divided else place(mesh, loaded)
 
 
 @contextlib.contextmanager
-def together(options: argparse.Namespace) -> Iterator[None]:
+def together(timeout: float) -> Iterator[None]:
     """What is inside ends with a UserError in every process if it does in one."""
     problem = None
     try:
         yield
     except UserError as error:
         problem = error
-    is_told = largest(options, problem and 1)
+    is_told = largest(timeout, problem and 1)
     if problem or is_told:
         raise problem or UserError("another process has found an error, and tells it")
 
 
-def restore(
-    options: argparse.Namespace, state: Any, columns: Sequence[str]
-) -> tuple[Any, list[list[float]]]:
-    """What resumable.restore gives the first process, in every one.
+def agree(timeout: float, same: dict[str, Any]) -> None:
+    """Raise UserError in every process unless all have the same values, given by what they are."""
+    if jax.process_count() == 1:
+        return
+    checksums = [zlib.crc32(repr(value).encode()) for value in same.values()]
+    with epoch_deadline(timeout), jax.enable_x64(False), jax.disable_jit(False):
+        gathered = multihost_utils.process_allgather(jnp.array(checksums, jnp.uint32))
+    columns = zip(same, gathered.T.tolist(), strict=True)
+    differ = [what for what, values in columns if len({*values}) > 1]
+    if differ:
+        raise UserError(f"the processes have different {' and '.join(differ)}")
 
-    Raises:
-        UserError: the checkpoint is not whole, or was made with other settings.
-    """
-    with together(options):
-        state, table = resumable.restore(options, state, columns)
-    return _from_first(options, state, table)
 
-
-def _from_first(options, tree, note):
+def from_first(timeout: float, tree: Any, note: Any) -> tuple[Any, Any]:
     """The first process's tree of arrays and its note, of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
     send = multihost_utils.broadcast_one_to_all
     text = json.dumps(note).encode()
-    with epoch_deadline(options):
+    with epoch_deadline(timeout):
         length = int(send(jnp.int32(len(text))))
         buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
         return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
 
 
-def largest(options: argparse.Namespace, number: int | None) -> int | None:
+def largest(timeout: float, number: int | None) -> int | None:
     """The largest of the processes' numbers, the same in every process; None is the least."""
     if jax.process_count() == 1:
         return number
-    with epoch_deadline(options):
-        return _largest(number)
+    with epoch_deadline(timeout):
+        return _largest(number or 0) or None
 
 
 def _largest(number):
-    numbers = jnp.full(jax.local_device_count(), number or 0)
-    return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None
+    # The same program in every process, whatever it has set.
+    with jax.enable_x64(False), jax.disable_jit(False):
+        numbers = jnp.full(jax.local_device_count(), number, jnp.int32)
+        return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers)))

@@ -1,0 +1,221 @@
+"""What the training scripts share: options, checkpoints, the loop as the user sees it, its end."""
+
+import argparse
+import functools
+import os
+import pathlib
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from shared import distributed
+from shared.command_line import Parser, UserError, positive_int, tell, write_rows
+
+import fnn
+
+CHECKPOINT = "checkpoint.npz"
+FILES = ["metrics.csv", "params.npz", CHECKPOINT]
+# The results do not depend on these options. Those on processes are among them, so that a run can
+# be resumed on another number of devices.
+NO_SETTINGS = (
+    *("data", "output", "checkpoint_every", "resume", "quiet"),
+    *("data_parallel", "coordinator", "num_processes", "process_id"),
+    *("start_timeout", "epoch_timeout"),
+)
+# The results depend on these of JAX's options, which have defaults.
+JAX_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_disable_jit": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_default_matmul_precision": None,
+}
+
+
+def add_options(parser: Parser, checkpoint_every: int) -> None:
+    option = parser.add_argument
+    option(
+        "--checkpoint-every",
+        type=positive_int,
+        default=checkpoint_every,
+        metavar="N",
+        help="epochs from one checkpoint to the next",
+    )
+    option("--resume", action="store_true", help="go on from the checkpoint in --output, if any")
+    distributed.add_options(parser)
+    option(
+        "--fast",
+        action="store_true",
+        help="let a GPU use its fastest kernels: the same seed may then give other bits there",
+    )
+    option("--quiet", action="store_true", help="print the summary line alone")
+
+
+def check_options(parser: Parser, options: argparse.Namespace, figures: Sequence[str]) -> None:
+    """End with an error if the options do not fit together, or the files cannot be written."""
+    distributed.check_options(parser, options)
+    if not options.process_id:
+        parser.check_output(options.output, [*FILES, *figures])
+
+
+def run(
+    train: Callable[[argparse.Namespace, Callable[[], int | None]], int],
+    options: argparse.Namespace,
+) -> int:
+    """The exit status of train(options, interruption), in each of the processes that there are.
+
+    See fnn.interruptions for `interruption`.
+    """
+
+    def heard(number):
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        start = "\n" if on_terminal else ""  # where progress has left a line open
+        tell("finishing this epoch and its results; a Ctrl-C from now on stops at once", start)
+
+    def work(options):
+        with fnn.interruptions(heard) as interruption:
+            return train(options, interruption)
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not options.fast and "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    same = {
+        "options": (settings(options), options.checkpoint_every, options.num_processes),
+        "settings of JAX": [getattr(jax.config, name) for name in JAX_SETTINGS],
+        "versions of JAX": jax.__version__,
+        "versions of fnn": [
+            path.read_bytes() for path in sorted(pathlib.Path(fnn.__file__).parent.rglob("*.py"))
+        ],
+    }
+    return distributed.run(work, options, same)
+
+
+def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """What the results depend on: options, `more`, and options of JAX that are not as by default.
+
+    Flags that are not given are left out too: a checkpoint from before there was such a flag, or
+    such an option of JAX among the settings, has the same ones.
+    """
+    ours = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in NO_SETTINGS and value is not False
+    }
+    values = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
+    return (
+        ours | more | {name: value for name, value in values.items() if value != JAX_SETTINGS[name]}
+    )
+
+
+def remove_older_checkpoint(options: argparse.Namespace) -> None:
+    """A run that begins anew leaves none of another run, which could be resumed in its place."""
+    if not options.resume and jax.process_index() == 0:
+        (options.output / CHECKPOINT).resolve().unlink(missing_ok=True)
+
+
+def run_epochs(
+    options: argparse.Namespace,
+    run_epoch: Callable[[Any, int], tuple[Any, Any, Any]],
+    state: fnn.TrainState,
+    columns: Sequence[str],
+    *,
+    mesh: jax.sharding.Mesh | None,
+    data_checksum: Any,
+    interruption: Callable[[], int | None],
+    diagnose: Callable[[Any, int], tuple[str, str] | None],
+    description: str,
+    format_row: Callable[..., list[str]],
+    format_progress: Callable[[list[float], str], str],
+    remedy: str,
+) -> tuple[Any, list[list[float]], int]:
+    """fnn.run_epochs, resumed if asked for: it writes metrics.csv, shows progress, tells the end.
+
+    Returns the parameters on the host, a row of metrics for each epoch, and the exit status.
+
+    Args:
+        description: what is about to run, as text for those who watch.
+        format_row: of the metrics, their texts in metrics.csv.
+        format_progress: of the metrics and the time left, the text shown after an epoch.
+        remedy: what to do against numbers that are not finite.
+
+    Raises:
+        UserError: the checkpoint is not whole or of another run, or processes have other data.
+    """
+    timeout, path = options.epoch_timeout, options.output / CHECKPOINT
+    distributed.agree(timeout, {"data": data_checksum})
+    run_settings = settings(options, data_checksum=data_checksum)
+    history = []
+    with distributed.together(timeout):
+        if options.resume and jax.process_index() == 0:
+            try:
+                state, history = fnn.load_checkpoint(
+                    path, state, options.epochs, columns, settings=run_settings
+                )
+            except ValueError as error:
+                raise UserError(f"{error}; without --resume the run begins anew") from error
+    state, history = distributed.from_first(timeout, state, history)
+    state, num_before = distributed.place(mesh, state), len(history)
+    if not options.quiet:
+        print(description, flush=True)
+        if options.resume:
+            where = f"after epoch {num_before}" if history else "nothing: there is no checkpoint"
+            print(f"resumed   {where}", flush=True)
+
+    def write_metrics():
+        if jax.process_index() == 0:
+            rows = ([number, *format_row(*row.values())] for number, row in enumerate(history, 1))
+            write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
+
+    def run_epoch_in_time(state, number):
+        with distributed.epoch_deadline(timeout):
+            return jax.block_until_ready(run_epoch(state, number))
+
+    problem, status, started = None, 0, time.monotonic()
+    write_metrics()
+    try:
+        with fnn.progress(options.epochs, options.quiet) as report:
+            for epoch in fnn.run_epochs(
+                run_epoch_in_time,
+                state,
+                options.epochs,
+                columns,
+                history=history,
+                checkpoint=path,
+                checkpoint_every=options.checkpoint_every,
+                settings=run_settings,
+                interruption=lambda: distributed.largest(timeout, interruption()),
+                diagnose=diagnose if jax.process_count() == 1 else None,
+            ):
+                number, state, history = epoch
+                if number % options.checkpoint_every == 0:
+                    write_metrics()
+                rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
+                text = format_progress([*history[-1].values()], rest)
+                report(number, f"epoch {number}/{options.epochs}  {text}")
+    except fnn.NotFiniteError as error:
+        history, problem, status = error.history, f"{error}: {remedy}", 1
+    except fnn.Interrupted as error:
+        problem, status = f"{error}: the same command with --resume goes on", 128 + error.number
+    write_metrics()
+    if problem:
+        is_first = jax.process_index() == 0
+        tell(problem + (f"; {options.output} has the results so far" if is_first else ""))
+    return jax.device_get(state.params), [[*row.values()] for row in history], status
+
+
+def checksum(tree: Any) -> int:
+    """A CRC-32 of all the tree's arrays and their shapes."""
+    arrays = jax.device_get(jax.tree.leaves(tree))
+    start = zlib.crc32(repr([*map(jnp.shape, arrays)]).encode())
+    return functools.reduce(lambda value, array: zlib.crc32(array, value), arrays, start)
+
+
+def collapse(predicted: Sequence[int], labels: Sequence[int]) -> str:
+    """The end of the summary line where the examples have several classes, and predicted is one."""
+    if len({*predicted}) == 1 < len({*labels}):
+        return f"; the network has collapsed: it says class {predicted[0]} for all test examples"
+    return ""
