@@ -116,7 +116,7 @@ def compare_at(options, rate):
 
     @jax.jit
     def start(seed):
-        train_key, test_key, init_key, epoch_key = disk.split_key(seed)
+        train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
         data = []
         for key, size in ((train_key, options.train_size), (test_key, options.test_size)):
             points, labels = fnn.sample_disk(key, size, dtype=options.dtype)

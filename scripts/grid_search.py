@@ -87,7 +87,7 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     @jax.jit
     @jax.vmap
     def start(rate, seed):
-        train_key, test_key, init_key, epoch_key = disk.split_key(seed)
+        train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
         points = sample(train_key, options.train_size)
         train, held_out = (
             jax.tree.map(lambda a, part=part: a[part], points)

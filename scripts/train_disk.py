@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from shared import disk, distributed, figures, training
+from shared import devices, disk, figures, training
 from shared.command_line import Parser, UserError, leave, nonnegative_float, seed, write_text
 
 import fnn
@@ -56,7 +56,7 @@ SGD       learning rate {options.learning_rate:g} ({options.schedule}), \
 momentum {options.momentum:g}, weight decay {options.weight_decay:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
-device    {distributed.describe()}
+device    {devices.describe()}
 output    {options.output}"""
 
 
@@ -64,9 +64,7 @@ def train(options, interruption):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     training.remove_older_checkpoint(options)
-    mesh = distributed.make_mesh(
-        options, batch_size=options.batch_size, train_size=options.train_size
-    )
+    mesh = devices.make_mesh(options, batch_size=options.batch_size, train_size=options.train_size)
     num_steps = disk.count_steps(options, options.train_size)
     model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
@@ -75,7 +73,7 @@ def train(options, interruption):
 
     @jax.jit
     def start(seed):
-        train_key, test_key, init_key, epoch_key = disk.split_key(seed)
+        train_key, test_key, init_key, epoch_key = disk.split_keys(seed)
         train_set = fnn.sample_disk(train_key, options.train_size)
         test_set = fnn.sample_disk(test_key, options.test_size)
         return (train_set, test_set), epoch_key, fnn.init_train_state(model, optimizer, init_key)
@@ -83,8 +81,8 @@ def train(options, interruption):
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not fnn.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    parts = [distributed.place_examples(options.epoch_timeout, mesh, part) for part in data]
-    placed_key = distributed.place(mesh, epoch_key)
+    parts = [devices.place_examples(options.epoch_timeout, mesh, part) for part in data]
+    placed_key = devices.place(mesh, epoch_key)
 
     @jax.jit
     def run_epoch(data, epoch_key, state, number):
@@ -148,7 +146,7 @@ def draw(options, params, table, train_set, test_set, inside, predicted):
     ]
     points, labels = (array.tolist() for array in train_set)
     drawn = (
-        figures.disk_data(points, labels, *disk.disk()),
+        figures.disk_data(points, labels, disk.CENTER, disk.RADIUS),
         figures.network(params, [*names, "sigmoid"]),
         figures.learning_curves(panels, f"Training, seed {options.seed}"),
         disk.draw_decision_regions(inside, predicted, *test_set),

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from shared import distributed, figures, mnist, pictures, training
+from shared import devices, distributed, figures, mnist, pictures, training
 from shared.command_line import (
     Parser,
     UserError,
@@ -83,7 +83,7 @@ Adam      learning rate {options.learning_rate:g} (cosine), \
 weight decay {options.weight_decay:g}, dropout {options.dropout:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
-device    {distributed.describe()}
+device    {devices.describe()}
 output    {options.output}"""
 
 
@@ -91,7 +91,7 @@ def train(options, interruption):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
-    mesh = distributed.make_mesh(options, batch_size=options.batch_size)
+    mesh = devices.make_mesh(options, batch_size=options.batch_size)
     with distributed.together(options.epoch_timeout):
         (path, labels), test_set, num_classes = mnist.read(options.data)
     labels_and_tests = training.checksum((labels, test_set))
@@ -109,7 +109,7 @@ def train(options, interruption):
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
     training.remove_older_checkpoint(options)
     read = functools.partial(mnist.read_examples, path)
-    placed = [distributed.place_examples(options.epoch_timeout, mesh, part, read) for part in sets]
+    placed = [devices.place_examples(options.epoch_timeout, mesh, part, read) for part in sets]
     data = [(images, labels) for images, labels, _ in placed]
     with distributed.epoch_deadline(options.epoch_timeout):
         checksum = int(sum(jnp.sum(checksums, dtype=jnp.uint32) for _, _, checksums in placed))
@@ -120,7 +120,7 @@ def train(options, interruption):
     loss = fnn.CrossEntropyLoss()
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size)
     state = jax.jit(functools.partial(fnn.init_train_state, model, optimizer))(init_key)
-    placed_key = distributed.place(mesh, epoch_key)
+    placed_key = devices.place(mesh, epoch_key)
 
     @jax.jit
     def run_epoch(data, epoch_key, state, number):

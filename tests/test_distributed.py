@@ -207,6 +207,73 @@ def test_processes_with_different_options_end_before_they_train(different, tmp_p
         )
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+        {"JAX_DISABLE_JIT": "1"},
+        {"JAX_ENABLE_X64": "1", "JAX_THREEFRY_PARTITIONABLE": "0"},
+    ],
+    ids=["rbg", "no jit", "x64"],
+)
+def test_processes_with_other_settings_of_jax_end_before_they_train(environment, tmp_path):
+    for status, _, errors in finish(*start_two(tmp_path / "first", **environment)):
+        message = "train_disk.py: error: the processes have different settings of JAX\n"
+        assert (status, errors) == (2, message)
+
+
+# train_disk.py with another library, or with other points.
+CHANGED = """
+import sys
+import jax, fnn, train_disk
+{change}
+sys.argv[0] = "train_disk.py"
+sys.exit(train_disk.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("jax.__version__ = '0.0'", "versions of JAX"),
+        ("fnn.__file__ = train_disk.__file__", "versions of fnn"),
+        (
+            "sample = fnn.sample_disk\n"
+            "fnn.sample_disk = lambda key, count: sample(jax.random.fold_in(key, 1), count)",
+            "data",
+        ),
+    ],
+    ids=["JAX", "fnn", "data"],
+)
+def test_processes_with_other_versions_or_data_end_before_they_train(change, what, tmp_path):
+    programs = (SCRIPT,), ("-c", CHANGED.format(change=change))
+    for status, _, errors in finish(*start_two(tmp_path / "first", programs=programs)):
+        assert (status, errors) == (
+            2,
+            f"train_disk.py: error: the processes have different {what}\n",
+        )
+
+
+@pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)], ids=str)
+def test_a_backend_that_one_process_misses_ends_all_and_each_tells(missing, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    options = [SCRIPT, *SMALL, "--coordinator", address, "--num-processes", 2, "--output", tmp_path]
+    started = time.monotonic()
+    processes = [
+        start(
+            [*options, "--process-id", number],
+            **({"JAX_PLATFORMS": "nonsense"} if number in missing else {}),
+        )
+        for number in (0, 1)
+    ]
+    for status, text, errors in finish(*processes):
+        assert (status, text) == (1, "")
+        assert errors.startswith("train_disk.py: error: ")
+        assert "Unable to initialize backend 'nonsense'" in errors
+        assert errors.count("\n") == 1
+    assert time.monotonic() - started < 30  # --start-timeout is twice as long
+
+
 def test_processes_with_different_numbers_of_devices_end_before_they_train(tmp_path):
     programs = (("-c", HASTY),) * 2
     processes = start_two(tmp_path / "x", programs=programs, JAX_NUM_CPU_DEVICES="2")

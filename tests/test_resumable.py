@@ -198,6 +198,54 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_sta
     assert_resumes(start, folder, undisturbed)
 
 
+def test_a_killed_fresh_run_leaves_nothing_of_an_older_one(start, finished, tmp_path):
+    folder = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+    run = start(folder, SMALL, hold=1)
+    run.wait_for_event(1)
+    os.kill(run.id, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not (folder / training.CHECKPOINT).exists()
+    run = start(folder, [*SMALL[: SMALL.index("--quiet")], "--resume"])
+    assert run.wait() == 0
+    assert "\nresumed   nothing: there is no checkpoint\n" in run.output()
+
+
+def test_a_signal_in_the_last_epoch_does_not_claim_to_stop(start, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    run = start(folder, [*SMALL, "--checkpoint-every", "1000"], hold=1)
+    run.wait_for_event(1)
+    run.send(signal.SIGTERM)
+    run.go()
+    assert run.wait() == 0
+    assert run.errors() == f"train_disk.py: {HEARD}\n"
+    assert results(folder) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (lambda: jax.enable_x64(True), "jax enable x64 unset, not True"),
+        (lambda: jax.disable_jit(), "jax disable jit unset, not True"),
+        (lambda: jax.default_prng_impl("rbg"), "jax default prng impl unset, not rbg"),
+        (lambda: jax.threefry_partitionable(False), "jax threefry partitionable unset, not False"),
+    ],
+    ids=["x64", "no jit", "rbg", "threefry"],
+)
+def test_other_settings_of_jax_are_refused(setting, message, finished, tmp_path, capsys):
+    shutil.copy(finished / training.CHECKPOINT, tmp_path)
+    with setting():
+        assert train_disk.main([*SMALL, "--resume", "--output", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_are_those_of_checkpoints_from_before_there_were_more(finished):
+    settings = fnn.read_note(finished / training.CHECKPOINT)["settings"]
+    assert [*settings] == [
+        "seed", "learning_rate", "epochs", "batch_size", "schedule", "momentum", "weight_decay",
+        "hidden", "activation", "reduction", "train_size", "test_size", "data_checksum",
+    ]  # fmt: skip
+
+
 def test_a_checkpoint_that_is_deleted_is_written_again(start, undisturbed, tmp_path):
     folder = tmp_path / "run"
     run = start(folder, EVERY, hold=4)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import train_disk
-from shared import disk
+from shared import disk, training
 
 import fnn
 
@@ -262,3 +262,49 @@ def test_an_interrupt_before_the_first_epoch_waits_for_its_end(tmp_path, capsys,
     assert train_disk.main([*SMALL, "--epochs", "3", "--output", str(tmp_path)]) == 130
     assert "interrupted in epoch 1: the same command with --resume" in capsys.readouterr().err
     assert len(fnn.read_note(tmp_path / "checkpoint.npz")["table"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "expected"),
+    [
+        ("", [], "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", [], "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", [], "--xla_gpu_deterministic_ops=false"),
+        ("--xla_a=1", ["--fast"], "--xla_a=1"),
+    ],
+)
+def test_gpu_kernels_are_deterministic_unless_told_otherwise(
+    given, arguments, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    seen = []
+
+    def train(options, interruption):
+        seen.append(os.environ["XLA_FLAGS"])
+        return 0
+
+    options = train_disk.parse_options([*arguments, "--output", str(tmp_path)])
+    assert training.run(train, options) == 0
+    assert seen == [expected]
+
+
+def test_a_network_that_says_one_class_for_all_is_told(tmp_path, capsys):
+    options = [*SMALL, "--momentum", "1", "--epochs", "30", "--output", str(tmp_path)]
+    assert train_disk.main(options) == 0
+    (summary,) = capsys.readouterr().out.splitlines()
+    end = r" seconds; the network has collapsed: it says class [01] for all test examples$"
+    assert re.search(end, summary)
+
+
+def test_classes_are_compared_with_the_labels():
+    assert training.collapse([1, 1], [0, 1])
+    assert not training.collapse([1, 1], [1, 1])
+    assert not training.collapse([0, 1], [0, 1])
+
+
+def test_no_option_is_changed(tmp_path, monkeypatch):
+    options = train_disk.parse_options([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
+    before = dict(vars(options))
+    monkeypatch.setattr(train_disk, "parse_options", lambda arguments: options)
+    assert train_disk.main() == 0
+    assert vars(options) == before

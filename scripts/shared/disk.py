@@ -12,6 +12,7 @@ from shared.command_line import folder, layer_width, nonnegative_float, num_poin
 
 import fnn
 
+CENTER, RADIUS = (fnn.sample_disk.__kwdefaults__[name] for name in ("center", "radius"))
 ACTIVATIONS = {
     "tanh": fnn.Tanh,
     "relu": fnn.ReLU,
@@ -64,11 +65,6 @@ def check_batch_size(parser, options) -> None:
         )
 
 
-def split_key(seed: jax.Array) -> jax.Array:
-    """The keys of training points, test points, parameters and epochs."""
-    return jax.random.split(jax.random.key(seed), 4)
-
-
 def add_encoding_option(parser) -> None:
     parser.add_argument(
         "--encoding",
@@ -76,6 +72,11 @@ def add_encoding_option(parser) -> None:
         default="one-hot",
         help="targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]",
     )
+
+
+def split_keys(seed) -> jax.Array:
+    """Keys for the training points, the test points, the parameters and the batches."""
+    return jax.random.split(jax.random.key(seed), 4)
 
 
 def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
@@ -121,12 +122,6 @@ def format_metrics(train_loss, train_accuracy, loss, accuracy) -> list[str]:
     return [f"{train_loss:.8g}", f"{train_accuracy:.6g}", f"{loss:.8g}", f"{accuracy:.6g}"]
 
 
-def disk() -> tuple[tuple[float, float], float]:
-    """Center and radius of the disk that fnn.sample_disk draws points of."""
-    defaults = fnn.sample_disk.__kwdefaults__
-    return defaults["center"], defaults["radius"]
-
-
 def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[int]]:
     """The classes that the network says for 200 x 200 cells of the unit square, and for points."""
     cells = jnp.array([(i + 0.5) / 200 for i in range(200)], points.dtype)  # their centres
@@ -144,7 +139,7 @@ def draw_decision_regions(inside, predicted, points, labels) -> str:
     answers = zip(points.tolist(), labels.tolist(), predicted, strict=True)
     mistakes = [(point, label) for point, label, answer in answers if answer != label]
     wrong_points, their_labels = zip(*mistakes, strict=True) if mistakes else ((), ())
-    return figures.decision_regions(inside, wrong_points, their_labels, *disk())
+    return figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)
 
 
 def confidence_interval(values: list[float]) -> tuple[float, float]:

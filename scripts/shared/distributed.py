@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax._src.distributed import global_state  # the only way to a process that has no devices
 from jax.experimental import multihost_utils
 from shared import command_line
-from shared.command_line import Parser, UserError, positive_int
+from shared.command_line import UserError
 
 import fnn
 
@@ -29,54 +29,9 @@ SECONDS_TO_LEAVE = 3
 PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
 
 
-def add_options(parser: Parser) -> None:
-    option = parser.add_argument
-    option("--data-parallel", action="store_true", help="train on all devices, of all processes")
-    option(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="where process 0 listens, if not told by JAX_COORDINATOR_ADDRESS, Slurm or Open MPI; "
-        "with it, --data-parallel goes without saying",
-    )
-    option("--num-processes", type=positive_int, metavar="N", help="how many processes there are")
-    option("--process-id", type=int, metavar="I", help="which one this is, from 0 to N - 1")
-    option(
-        "--start-timeout",
-        type=positive_int,
-        default=60,
-        metavar="SECONDS",
-        help="how long the processes wait for each other at the start",
-    )
-    option(
-        "--epoch-timeout",
-        type=positive_int,
-        default=600,
-        metavar="SECONDS",
-        help="how long a process waits for the others to finish an epoch, compilation included",
-    )
-
-
 def uses_all_devices(options: argparse.Namespace) -> bool:
     several = options.coordinator is not None or options.num_processes is not None
     return options.data_parallel or several
-
-
-def check_options(parser: Parser, options: argparse.Namespace) -> None:
-    """End with an error unless the options on processes fit together."""
-    number, count = options.process_id, options.num_processes
-    address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if uses_all_devices(options) and address is not None:
-        host, _, port = address.rpartition(":")
-        if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
-            parser.error(f"argument --coordinator: expected HOST:PORT, got {address!r}")
-    if (count is None) != (number is None):
-        parser.error("arguments --num-processes and --process-id: expected both or none")
-    if count is not None and not 0 <= number < count:
-        parser.error(
-            f"argument --process-id: expected an integer from 0 to {count - 1}, got {number}"
-        )
-    if count is not None and address is None:
-        parser.error("argument --coordinator: expected HOST:PORT with --num-processes, got none")
 
 
 def run(
@@ -86,11 +41,11 @@ def run(
 
     All processes must have the `same` values, given by what they are.
     """
+    place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
     try:
         if uses_all_devices(options):
-            _connect(options)
+            _connect(options, place)
     except (RuntimeError, ValueError, UserError) as error:
-        place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
         command_line.tell(f"error: cannot join the run at {place}: {str(error).splitlines()[0]}")
         return _leave(1)
     is_first = global_state.process_id == 0
@@ -114,9 +69,8 @@ def run(
     return _leave(status)
 
 
-def _connect(options):
+def _connect(options, place):
     """Find the other processes, if there are any, and start the devices of each."""
-    place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
     with deadline(options.start_timeout, f"the processes did not all come to {place}"):
         try:
             jax.distributed.initialize(
@@ -221,57 +175,6 @@ def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
     problem = "another process is gone or slow: the epoch did not end"
     grace = SECONDS_TO_LEAVE if jax.process_index() == 0 else 0  # as in _leave
     return deadline(seconds + grace, problem)
-
-
-def describe() -> str:
-    """The devices of the run, as text."""
-    device, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
-    text = f"{device.platform} ({device.device_kind})"
-    text = f"{count} x {text}" if count > 1 else text
-    return f"{processes} processes, {text}" if processes > 1 else text
-
-
-def make_mesh(options: argparse.Namespace, **divided: int) -> jax.sharding.Mesh | None:
-    """The mesh of all devices if they are to be used, else None.
-
-    Raises:
-        UserError: the devices do not divide one of the options `divided`, given by name.
-    """
-    if not uses_all_devices(options):
-        return None
-    count = jax.device_count()
-    for name, value in divided.items():
-        if value % count:
-            raise UserError(
-                f"argument --{name.replace('_', '-')}: expected a multiple of the {count} devices, "
-                f"got {value}"
-            )
-    return fnn.data_parallel_mesh()
-
-
-def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
-    """The tree replicated over the mesh, if there is one."""
-    return tree if mesh is None else fnn.replicate(mesh, tree)
-
-
-def place_examples(
-    timeout: float,
-    mesh: jax.sharding.Mesh | None,
-    arrays: tuple[jax.Array, ...],
-    load: Callable[..., Any] = lambda *arrays: arrays,
-) -> Any:
-    """load(*arrays) over the mesh, if there is one, for arrays (n, ...) that every process has.
-
-    Each process loads its part alone; all of them load all if the devices do not divide n. If one
-    finds an error in its part, all end.
-    """
-    count, index = jax.process_count(), jax.process_index()
-    is_divided = mesh is not None and not any(len(array) % mesh.size for array in arrays)
-    if is_divided:
-        arrays = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
-    with together(timeout):
-        loaded = load(*arrays)
-    return fnn.shard_batch(mesh, loaded) if is_divided else place(mesh, loaded)
 
 
 @contextlib.contextmanager

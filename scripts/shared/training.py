@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from shared import distributed
+from shared import devices, distributed
 from shared.command_line import Parser, UserError, positive_int, tell, write_rows
 
 import fnn
@@ -46,7 +46,29 @@ def add_options(parser: Parser, checkpoint_every: int) -> None:
         help="epochs from one checkpoint to the next",
     )
     option("--resume", action="store_true", help="go on from the checkpoint in --output, if any")
-    distributed.add_options(parser)
+    option("--data-parallel", action="store_true", help="train on all devices, of all processes")
+    option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 listens, if not told by JAX_COORDINATOR_ADDRESS, Slurm or Open MPI; "
+        "with it, --data-parallel goes without saying",
+    )
+    option("--num-processes", type=positive_int, metavar="N", help="how many processes there are")
+    option("--process-id", type=int, metavar="I", help="which one this is, from 0 to N - 1")
+    option(
+        "--start-timeout",
+        type=positive_int,
+        default=60,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start",
+    )
+    option(
+        "--epoch-timeout",
+        type=positive_int,
+        default=600,
+        metavar="SECONDS",
+        help="how long a process waits for the others to finish an epoch, compilation included",
+    )
     option(
         "--fast",
         action="store_true",
@@ -57,8 +79,21 @@ def add_options(parser: Parser, checkpoint_every: int) -> None:
 
 def check_options(parser: Parser, options: argparse.Namespace, figures: Sequence[str]) -> None:
     """End with an error if the options do not fit together, or the files cannot be written."""
-    distributed.check_options(parser, options)
-    if not options.process_id:
+    number, count = options.process_id, options.num_processes
+    address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if distributed.uses_all_devices(options) and address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+            parser.error(f"argument --coordinator: expected HOST:PORT, got {address!r}")
+    if (count is None) != (number is None):
+        parser.error("arguments --num-processes and --process-id: expected both or none")
+    if count is not None and not 0 <= number < count:
+        parser.error(
+            f"argument --process-id: expected an integer from 0 to {count - 1}, got {number}"
+        )
+    if count is not None and address is None:
+        parser.error("argument --coordinator: expected HOST:PORT with --num-processes, got none")
+    if not number:
         parser.check_output(options.output, [*FILES, *figures])
 
 
@@ -84,7 +119,11 @@ def run(
     if not options.fast and "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     same = {
-        "options": (settings(options), options.checkpoint_every, options.num_processes),
+        "options": [
+            option
+            for option in vars(options).items()
+            if option[0] not in NO_SETTINGS or option[0] in ("checkpoint_every", "num_processes")
+        ],
         "settings of JAX": [getattr(jax.config, name) for name in JAX_SETTINGS],
         "versions of JAX": jax.__version__,
         "versions of fnn": [
@@ -158,7 +197,7 @@ def run_epochs(
             except ValueError as error:
                 raise UserError(f"{error}; without --resume the run begins anew") from error
     state, history = distributed.from_first(timeout, state, history)
-    state, num_before = distributed.place(mesh, state), len(history)
+    state, num_before = devices.place(mesh, state), len(history)
     if not options.quiet:
         print(description, flush=True)
         if options.resume:
