@@ -1,24 +1,24 @@
-"""The loop over epochs: metrics, progress, checkpoints, interruptions, and where numbers fail.
+"""The loop over epochs, with metrics, progress, checkpoints and interruptions.
 
-columns = ["train_loss", "test_accuracy"]
+A program that shows progress, and that goes on from its checkpoint when it is started again:
 
-@jax.jit
-def run_epoch(state, number):
-    state, losses = train_epoch(state, x, target, jax.random.fold_in(key, number))
-    scores = fnn.predict(model, state.params, test_x)
-    return state, losses, (jnp.mean(losses), fnn.accuracy(scores, test_labels))
+    @jax.jit
+    def run_epoch(state, number):
+        state, losses = train_epoch(state, x, target, jax.random.fold_in(key, number))
+        return state, losses, [fnn.accuracy(fnn.predict(model, state.params, test_x), labels)]
 
-state, history = fnn.load_checkpoint("run.npz", state, 10, columns)  # if there is one
-with fnn.interruptions() as interruption, fnn.progress(10) as report:
-    for epoch in fnn.run_epochs(
-        run_epoch, state, 10, columns,
-        history=history, checkpoint="run.npz", interruption=interruption,
-    ):
-        report(epoch.number, f"epoch {epoch.number}: {epoch.history[-1]}")
-        state = epoch.state
+    path, columns = "run.npz", ["accuracy"]
+    state, history = fnn.load_checkpoint(path, state, 10, columns)
+    with fnn.interruptions() as interruption, fnn.progress(10) as report:
+        for number, state, history in fnn.run_epochs(
+            run_epoch, state, 10, columns,
+            history=history, checkpoint=path, interruption=interruption,
+        ):
+            report(number, f"epoch {number}: {history[-1]}")
 """
 
 import contextlib
+import functools
 import math
 import os
 import shutil
@@ -40,7 +40,7 @@ from fnn.losses import Loss
 from fnn.optimizers import Optimizer
 from fnn.training import TrainState, make_train_epoch
 
-EXAMPLES_AT_ONCE = 1000  # in find_nonfinite_in_epoch, which keeps the saved tensors of so many
+EXAMPLES_AT_ONCE = 1000  # whose saved tensors find_nonfinite_in_epoch keeps
 
 
 class Epoch(NamedTuple):
@@ -52,7 +52,7 @@ class Epoch(NamedTuple):
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss, a metric or a parameter is NaN or infinite: `history` ends with that epoch's row."""
+    """A loss, metric or parameter is NaN or infinite. `history` has the row of that epoch too."""
 
     def __init__(self, message: str, history: list[dict[str, float]]):
         super().__init__(message)
@@ -60,7 +60,7 @@ class NotFiniteError(FloatingPointError):
 
 
 class Interrupted(Exception):
-    """run_epochs has stopped, because its interruption() has told the signal `number`."""
+    """run_epochs has stopped because of the signal `number`."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -80,27 +80,26 @@ def run_epochs(
     interruption: Callable[[], int | None] | None = None,
     diagnose: Callable[[Any, int], tuple[str, str] | None] | None = None,
 ) -> Iterator[Epoch]:
-    """Runs the epochs of which `history` has no row yet, and yields an Epoch after each.
+    """Run the epochs that `history` has no row for, and yield an Epoch after each.
 
-    Before the first epoch the file `checkpoint` is removed, so that no older run is ever resumed
-    in the place of this one. It is written anew after every `checkpoint_every` epochs, where the
-    run is interrupted, and at the end. Of several processes the first one alone writes.
+    The checkpoint is a file that is written after every `checkpoint_every` epochs, when the run is
+    interrupted, and at the end. A run without a history first removes an older one, which could
+    be resumed in its place. If there are several processes, only the first one writes.
 
     Args:
-        run_epoch: (state, number) -> (state, losses, metrics). The state is a pytree, losses are
-            those of all steps, in any tree of arrays, and metrics a number for each of `columns`.
-        history: what load_checkpoint returned beside `state`; its epochs are not run again.
-        settings: what the results depend on, of JSON's types; load_checkpoint compares it.
-        interruption: tells a signal's number if the run is to stop, as interruptions() makes it.
-            Several processes must be told the same.
+        run_epoch: (state, number) -> (state, losses, metrics): a pytree, the losses of all steps
+            as arrays of any shape, and a number for each of `columns`.
+        history: what load_checkpoint returned beside `state`.
+        settings: what the results depend on, of JSON's types. load_checkpoint compares it.
+        interruption: returns the number of a signal if the run has to stop, else None, as the
+            function of interruptions() does. Several processes must get the same number.
         diagnose: (state before the epoch, number) -> the layer and direction where numbers first
-            stop being finite, or None; see find_nonfinite_in_epoch.
+            stop being finite, or None. See find_nonfinite_in_epoch.
 
     Raises:
-        NotFiniteError: a loss, a metric or a leaf of the state is not finite after an epoch. Its
-            message names the epoch and what `diagnose` found. The last checkpoint stays.
-        Interrupted: a signal has come before the last epoch. The epoch that was running has been
-            finished, stored and yielded before.
+        NotFiniteError: a loss, a metric or a leaf of the state is not finite after an epoch. The
+            message names the epoch and what `diagnose` found. The checkpoint before stays.
+        Interrupted: a signal came before the last epoch. The epoch has been stored and yielded.
         ValueError: num_epochs or checkpoint_every is not a positive integer.
         OSError: the checkpoint cannot be written.
     """
@@ -119,7 +118,7 @@ def run_epochs(
 
     for number in range(len(history) + 1, num_epochs + 1):
         new_state, losses, metrics = run_epoch(state, number)
-        values = [*map(float, jax.device_get(metrics))]
+        values = [float(value) for value in metrics]
         history.append(dict(zip(columns, values, strict=True)))
         has_good_losses = all(map(math.isfinite, values)) and is_finite(losses)
         if not (has_good_losses and is_finite(new_state)):
@@ -132,7 +131,7 @@ def run_epochs(
         is_due = is_last or number % checkpoint_every == 0
         if is_due:
             store()
-        signal_number = interruption() if interruption else None  # it may have come meanwhile
+        signal_number = interruption() if interruption else None  # after store, which takes time
         if signal_number and not is_due:
             store()
         yield Epoch(number, state, history)
@@ -148,17 +147,16 @@ def load_checkpoint(
     *,
     settings: dict[str, Any] | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
-    """(state, history) of the file that run_epochs wrote, or (the given state, []) without a file.
+    """(state, history) from the file of run_epochs, or (the given state, []) if there is no file.
 
-    run_epochs goes on from there, and ends with the same bits as a run that never stopped. The
-    loaded state has the structure, shapes and dtypes of `state`, and is on the default device.
+    run_epochs goes on from there, and ends with the same bits as a run that was never stopped.
+    The loaded state has the structure, shapes and dtypes of `state`, on the default device.
 
-    Args:
-        num_epochs, columns, settings: as for run_epochs.
+    The arguments are those of run_epochs.
 
     Raises:
         ValueError: it is no checkpoint, is cut off or corrupt, has another state, more epochs or
-            other columns, or is from a run with other settings; the message names what differs.
+            other columns, or is from a run with other settings. The message tells what differs.
         OSError: the file cannot be read.
     """
     if not os.path.exists(checkpoint):
@@ -176,7 +174,7 @@ def load_checkpoint(
     ]
     if differences:
         raise ValueError(f"{checkpoint} is from a run with {'; '.join(differences)}")
-    kinds = [[*map(type, row)] if isinstance(row, list) else None for row in table]
+    kinds = ([*map(type, row)] if isinstance(row, list) else None for row in table)
     if len(table) > num_epochs or any(row != [float] * len(columns) for row in kinds):
         raise ValueError(f"{checkpoint}: expected a row of {len(columns)} numbers for each epoch")
     history = [dict(zip(columns, row, strict=True)) for row in table]
@@ -187,24 +185,20 @@ def load_checkpoint(
 def interruptions(
     heard: Callable[[int], None] = lambda number: None,
 ) -> Iterator[Callable[[], int | None]]:
-    """Gives a function that returns the first of SIGINT and SIGTERM to have come, or None.
+    """Give a function that returns the number of the first SIGINT or SIGTERM so far, or None.
 
-    Neither interrupts anything, so that an epoch can be finished and stored. But a SIGINT after
-    the first signal ends the process at once. A thread listens for both, because Python's main
-    thread hears nothing while it waits for a computation. A signal that is ignored already stays
-    ignored. In the end the handlers from before are back. The main thread alone may enter.
+    Neither interrupts the main thread, so that an epoch can be finished and stored. But a SIGINT
+    after the first signal ends the process at once. Signals that were ignored stay ignored.
+    The handlers from before are set again at the end. Only the main thread can enter.
 
     Args:
-        heard: called with the number of the first signal, in that thread.
+        heard: another thread calls it with the number of the first signal, at once.
     """
     first = []
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
+    both = signal.SIGINT, signal.SIGTERM
+    numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
 
-    def listen():
+    def listen():  # in a thread, because the main one hears nothing while it waits for XLA
         while received := listener.recv(1):  # nothing when the other end is closed
             number = received[0]
             if first and number == signal.SIGINT:
@@ -232,12 +226,12 @@ def interruptions(
 
 @contextlib.contextmanager
 def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], None]]:
-    """Gives report(done, text), which shows how far the work is: on a terminal one line, rewritten
-    at most ten times a second; elsewhere ten plain lines in all; nothing if quiet.
+    """Give report(done, text), which shows the text of the work done so far, or nothing if quiet.
+
+    On a terminal it is one line, rewritten at most ten times a second; else ten lines in all.
     """
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    shown = None
-    shown_at = -math.inf
+    shown, shown_at = None, -math.inf
 
     def report(done, text):
         nonlocal shown, shown_at
@@ -264,8 +258,8 @@ def time_left(start: float, done: int, total: int) -> str:
 
 
 def is_finite(tree: Any) -> bool:
-    """Whether the tree's floating arrays are without NaN and infinity, by a look on the host."""
-    # A compiled check would take longer to compile than a short training takes.
+    """Whether no floating array of the tree has a NaN or an infinity."""
+    # On the host, because compiling the check can take longer than a short training.
     arrays = (a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact))
     return all((abs(array) < math.inf).all() for array in jax.device_get([*arrays]))
 
@@ -280,26 +274,23 @@ def find_nonfinite_in_epoch(
     target: jax.Array,
     key: jax.Array,
 ) -> tuple[str, str] | None:
-    """The layer and direction where an epoch first meets what is not finite, or None.
+    """The layer and direction where an epoch first meets a NaN or an infinity, or None.
 
-    The epoch from `state` is run once more, up to the first step whose gradients are not finite.
-    fnn.find_nonfinite then looks at the examples, with the parameters before that step.
+    The epoch runs once more from `state`, up to the first step whose gradients are not finite.
+    fnn.find_nonfinite then looks at all examples, with the parameters before that step.
 
-    Shapes: the arguments are those of make_train_epoch and of the epoch that it makes.
+    Shapes: the arguments are those of make_train_epoch and of the function that it returns.
     """
 
     def update(grads, opt_state, params):
         inner, goes_on = opt_state
         for grad in jax.tree.leaves(grads):
             goes_on &= jnp.all(jnp.isfinite(grad))
-        new = optimizer.update(grads, inner, params)
-        params, inner = jax.tree.map(
-            lambda new, old: jnp.where(goes_on, new, old), new, (params, inner)
-        )
+        new, choose = optimizer.update(grads, inner, params), functools.partial(jnp.where, goes_on)
+        params, inner = jax.tree.map(choose, new, (params, inner))
         return params, (inner, goes_on)
 
-    until_then = Optimizer(optimizer.init, update)
-    run_epoch = make_train_epoch(model, loss, until_then, batch_size)
+    run_epoch = make_train_epoch(model, loss, Optimizer(optimizer.init, update), batch_size)
     state = TrainState(state.params, (state.opt_state, jnp.array(True)))
     params = run_epoch(state, x, target, key)[0].params
     for start in range(0, len(x), EXAMPLES_AT_ONCE):

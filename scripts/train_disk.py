@@ -4,11 +4,11 @@ import pathlib
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for python -I, which leaves it out
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
-    die_of_interrupts()  # until there is more to lose
+    die_of_interrupts()  # until training.run handles them
 
 import jax
 import jax.numpy as jnp

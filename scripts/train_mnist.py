@@ -2,16 +2,17 @@
 
 import argparse
 import functools
+import hashlib
 import math
 import pathlib
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for python -I, which leaves it out
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
-    die_of_interrupts()  # until there is more to lose
+    die_of_interrupts()  # until training.run handles them
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,9 @@ def train(options, interruption):
     with distributed.together(options.epoch_timeout):
         (path, labels), test_set, num_classes = mnist.read(options.data)
     labels_and_tests = training.checksum((labels, test_set))
-    distributed.agree(options.epoch_timeout, {"labels or test images": labels_and_tests})
+    with open(path, "rb") as file:
+        images_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    distributed.agree(options.epoch_timeout, {"data": (labels_and_tests, images_digest)})
     numbers = jnp.arange(len(labels))
     sets = mnist.hold_out(split_key, numbers, labels, multiple=mesh.size if mesh else 1)
     sizes = [len(labels) for _, labels in (*sets, test_set)]

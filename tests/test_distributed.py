@@ -407,6 +407,22 @@ def test_each_of_two_processes_reads_half_of_the_images_and_one_can_go_on(tmp_pa
     assert (output / "params.npz").read_bytes() == params
 
 
+def test_processes_with_other_images_end_before_they_train(tmp_path):
+    sets = [*test_train_mnist.draw_set(0, 120), *test_train_mnist.draw_set(1, 10)]
+    other = [test_train_mnist.draw_set(2, 120)[0], *sets[1:]]
+    address = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2]
+    processes = []
+    for number, contents in enumerate((sets, other)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        options = ["--data", test_train_mnist.write(folder, *contents), "--process-id", number]
+        program = SCRIPT.parent / "train_mnist.py"
+        processes.append(start([program, *options, *address, "--output", tmp_path / "output"]))
+    for status, _, errors in finish(*processes):
+        message = "train_mnist.py: error: the processes have different data\n"
+        assert (status, errors) == (2, message)
+
+
 def test_a_batch_that_the_devices_do_not_divide_ends_every_process(tmp_path):
     for status, _, errors in finish(*start_two(tmp_path / "first", "--batch-size", 15)):
         assert status == 2

@@ -383,6 +383,33 @@ def test_a_bad_file_ends_in_one_line_that_names_it_and_status_2(
     assert err.count("\n") == 1
 
 
+def test_images_too_large_for_memory_are_told_by_name(data, tmp_path, capsys, monkeypatch):
+    def load_idx(path, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(fnn, "load_idx", load_idx)
+    assert train(data, tmp_path) == 2
+    message = f"error: {data / TRAIN_LABELS}: there is not enough memory to read it\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_bad_data_leave_the_older_checkpoint(changed, mlp_run, tmp_path):
+    output = shutil.copytree(mlp_run, tmp_path / "output")
+    (changed / TRAIN_IMAGES).unlink()
+    assert train(changed, output) == 2
+    assert (output / "checkpoint.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_examples", "expected"),
+    [([1, 2, 6], 10, 2.4), ([1, 2, 3, 4], 16, 2.5), ([5], 2, 5.0)],
+)
+def test_the_mean_of_the_losses_weighs_examples_equally(losses, num_examples, expected):
+    """The batches have 4 examples, but the last may have fewer."""
+    mean = mnist.mean_over_examples(jnp.array(losses, jnp.float32), num_examples, 4)
+    assert float(mean) == pytest.approx(expected)
+
+
 def test_a_batch_of_more_than_all_images_is_refused(data, tmp_path, capsys):
     assert train(data, tmp_path, "--batch-size", "221") == 2
     message = "argument --batch-size: expected at most the 220 training images, got 221\n"

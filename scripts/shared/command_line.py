@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: a parser with one-line errors, types, files, an end."""
+"""What the scripts share: a parser with errors of one line, types of options, files, the end."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ import fnn
 
 
 class UserError(Exception):
-    """What a user gave is found wrong while the work goes on: told in one line, exit status 2."""
+    """The user gave something wrong. The script tells it in one line and ends with status 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,44 +56,35 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument {option}: cannot write {path}: {reason}")
 
 
-def positive_int(text: str) -> int:
-    return _parse(int, text, 1, 2**31 - 1, f"an integer from 1 to {2**31 - 1}")
+def _number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    name = "an integer" if kind is int else "a number"
+    expected = f"expected {name} from {low} to {high}".replace("e+", "e")
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+        return value
+
+    return parse
 
 
-def layer_width(text: str) -> int:
-    return _parse(int, text, 1, 2**16, f"an integer from 1 to {2**16}")
-
-
-def seed(text: str) -> int:
-    return _parse(int, text, 0, 2**32 - 1, f"an integer from 0 to {2**32 - 1}")
-
-
-def num_points(text: str) -> int:
-    return _parse(int, text, 1, 10**8, f"an integer from 1 to {10**8}")
+# Types of options.
+positive_int = _number(int, 1, 2**31 - 1)
+layer_width = _number(int, 1, 2**16)
+num_points = _number(int, 1, 10**8)
+seed = _number(int, 0, 2**32 - 1)
+nonnegative_float = _number(float, 0, 3e38)
+fraction = _number(float, 0, 1)
 
 
 def folder(text: str) -> pathlib.Path:
     if not text:
         raise argparse.ArgumentTypeError("expected the name of a folder, got ''")
     return pathlib.Path(text)
-
-
-def nonnegative_float(text: str) -> float:
-    return _parse(float, text, 0, 3e38, "a number from 0 to 3e38")
-
-
-def fraction(text: str) -> float:
-    return _parse(float, text, 0, 1, "a number from 0 to 1")
-
-
-def _parse(kind, text, low, high, expected):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -122,14 +113,14 @@ def run(
     options: argparse.Namespace,
     folder: pathlib.Path | None = None,
 ) -> int:
-    """The exit status of work(options); what stops it from outside is told in one line.
+    """Return the exit status of work(options), and tell in one line what stops it early.
 
-    While it works no other process can run with the same `folder`: that one ends with a UserError.
+    It locks `folder`: another process that runs with the same one ends with a UserError.
     """
     message, interrupts = None, signal.getsignal(signal.SIGINT)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # where it has no letter such as ±
+            stream.reconfigure(errors="backslashreplace")  # for letters that it lacks, such as ±
     try:
         with sole_use(folder):
             start_jax()
@@ -159,7 +150,7 @@ def run(
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; at once after a signal, when threads that still compile may crash it."""
+    """End the process. After a signal JAX may still compile, and Python's own end could crash."""
     if status > 128:
         os._exit(status)
     sys.exit(status)
@@ -167,7 +158,7 @@ def leave(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
-    """Holds a lock on the folder, if any, that the system drops however the process ends.
+    """Hold a lock on the folder, if any. The system drops it when the process ends or is killed.
 
     Raises:
         UserError: another process holds it.

@@ -1,4 +1,4 @@
-"""The devices that a script trains on: one, or all of them, those of other processes included."""
+"""The devices that a script trains on: one, or all devices of all processes."""
 
 import argparse
 from collections.abc import Callable
@@ -48,10 +48,12 @@ def place_examples(
     arrays: tuple[jax.Array, ...],
     load: Callable[..., Any] = lambda *arrays: arrays,
 ) -> Any:
-    """load(*arrays) over the mesh, if there is one, for arrays (n, ...) that every process has.
+    """load(*arrays), placed over the mesh if there is one.
 
-    Each process loads its part alone; all of them load all if the devices do not divide n. If one
-    finds an error in its part, all end.
+    Shapes: arrays (n, ...), which every process has.
+
+    Each process loads its own part. If the number of devices does not divide n, each loads all. If
+    one raises UserError, all do.
     """
     count, index = jax.process_count(), jax.process_index()
     is_divided = mesh is not None and not any(len(array) % mesh.size for array in arrays)

@@ -1,7 +1,7 @@
-"""What scripts share to train on many devices: processes that find each other, and time limits, so
-that nothing waits for a process that is not there.
+"""A script in several processes: they find each other, agree, and end together.
 
-Only the first process writes to --output, and only what it prints on stdout is shown.
+Every wait has a time limit, because another process may be gone. Only the first process writes to
+--output, and only what it prints on stdout is shown.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def uses_all_devices(options: argparse.Namespace) -> bool:
 def run(
     work: Callable[[argparse.Namespace], int], options: argparse.Namespace, same: dict[str, Any]
 ) -> int:
-    """command_line.run(work, options, options.output) in every process, the folder in the first.
+    """Run command_line.run(work, options) in every process; the first one locks options.output.
 
-    All processes must have the `same` values, given by what they are.
+    All processes must have equal values in `same`, whose keys say what they are.
     """
     place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
     try:
@@ -58,7 +58,7 @@ def run(
                     held.enter_context(command_line.sole_use(folder))
                 agree(options.epoch_timeout, same)
                 return work(options)
-        except (RuntimeError, ValueError) as error:  # as JAX calls it depends on the operation
+        except (RuntimeError, ValueError) as error:  # JAX raises either if a process is gone
             if jax.process_count() == 1:
                 raise
             problem = f"another process may be gone: {error}"
@@ -70,7 +70,7 @@ def run(
 
 
 def _connect(options, place):
-    """Find the other processes, if there are any, and start the devices of each."""
+    """Find the other processes, if there are any, and start the devices of all."""
     with deadline(options.start_timeout, f"the processes did not all come to {place}"):
         try:
             jax.distributed.initialize(
@@ -106,17 +106,16 @@ def _connect(options, place):
         outcome.acquire()
         counts = collections.Counter(device.process_index for device in jax.devices())
         if len({*counts.values()}) > 1:
-            raise UserError(
-                f"expected equally many devices in every process, got {[*counts.values()]}"
-            )
+            counts = [*counts.values()]
+            raise UserError(f"expected equally many devices in every process, got {counts}")
         with _silence():  # Gloo tells on stdout that it is connected
             _largest(0)
 
 
 @contextlib.contextmanager
 def _silence():
-    """What is printed on stdout is lost, by libraries in other languages too."""
-    if sys.stdout is None:  # which was closed: number 1 is another file, or none
+    """Drop all that is printed on stdout, also by libraries in other languages."""
+    if sys.stdout is None:  # it was closed: descriptor 1 can be another file
         yield
         return
     sys.stdout.flush()
@@ -132,15 +131,16 @@ def _silence():
 
 
 def _leave(status):
-    """status, if it is 0; else the process ends here, whether or not the others do.
+    """Return the status if it is 0, or if there is one process; else end this process with it.
 
-    The first one, with which JAX would abort the others, gives them the time to tell why they end.
+    JAX aborts the other processes when the first one ends. So that one waits a little if the others
+    may still have to tell why they end.
     """
     if status and jax.distributed.is_initialized():
         sys.stderr.flush()
-        if status == 1 and global_state.process_id == 0:
-            time.sleep(SECONDS_TO_LEAVE)
-        elif status != 1:
+        if status == 1:
+            time.sleep(0 if global_state.process_id else SECONDS_TO_LEAVE)
+        else:
             threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,)).start()
             with contextlib.suppress(RuntimeError):
                 jax.distributed.shutdown()
@@ -150,9 +150,9 @@ def _leave(status):
 
 @contextlib.contextmanager
 def deadline(seconds: float, problem: str) -> Iterator[None]:
-    """Ends the process, with a line that tells the problem, if what is inside takes longer.
+    """End the process, with a line that tells the problem, if the block takes longer.
 
-    A thread does it, since nothing reaches the main one while it waits for another process.
+    Another thread does it, because the main one can do nothing while it waits for a process.
     """
 
     def end():
@@ -169,7 +169,7 @@ def deadline(seconds: float, problem: str) -> Iterator[None]:
 
 
 def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
-    """The deadline of an epoch and of what is between two, where there are other processes."""
+    """The deadline for a step that waits for other processes, if there are any."""
     if jax.process_count() == 1:
         return contextlib.nullcontext()
     problem = "another process is gone or slow: the epoch did not end"
@@ -179,7 +179,7 @@ def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def together(timeout: float) -> Iterator[None]:
-    """What is inside ends with a UserError in every process if it does in one."""
+    """End with a UserError in every process if the block ends with one in any of them."""
     problem = None
     try:
         yield
@@ -191,7 +191,7 @@ def together(timeout: float) -> Iterator[None]:
 
 
 def agree(timeout: float, same: dict[str, Any]) -> None:
-    """Raise UserError in every process unless all have the same values, given by what they are."""
+    """Raise UserError in every process if one has another value of `same`; it names the keys."""
     if jax.process_count() == 1:
         return
     checksums = [zlib.crc32(repr(value).encode()) for value in same.values()]
@@ -204,7 +204,7 @@ def agree(timeout: float, same: dict[str, Any]) -> None:
 
 
 def from_first(timeout: float, tree: Any, note: Any) -> tuple[Any, Any]:
-    """The first process's tree of arrays and its note, of JSON's types, in every process."""
+    """Return the first process's tree of arrays, and its note of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
     send = multihost_utils.broadcast_one_to_all
@@ -216,7 +216,7 @@ def from_first(timeout: float, tree: Any, note: Any) -> tuple[Any, Any]:
 
 
 def largest(timeout: float, number: int | None) -> int | None:
-    """The largest of the processes' numbers, the same in every process; None is the least."""
+    """Return the largest of the processes' numbers in every process; None is less than any."""
     if jax.process_count() == 1:
         return number
     with epoch_deadline(timeout):
@@ -224,7 +224,7 @@ def largest(timeout: float, number: int | None) -> int | None:
 
 
 def _largest(number):
-    # The same program in every process, whatever it has set.
+    # These settings make the same program in every process, even where they differ.
     with jax.enable_x64(False), jax.disable_jit(False):
         numbers = jnp.full(jax.local_device_count(), number, jnp.int32)
         return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers)))

@@ -1,13 +1,12 @@
-"""What Ctrl-C does while a script starts: apart, because JAX is not imported yet."""
+"""What Ctrl-C does while a script starts. It has its own file, to be imported before JAX."""
 
 import signal
 
 
 def die_of_interrupts() -> None:
-    """From now on SIGINT ends the process without a word, unless it is ignored.
+    """Let SIGINT end the process at once from now on, unless it is ignored.
 
-    Python would raise KeyboardInterrupt, which prints a traceback or is lost while modules are
-    imported.
+    Python's KeyboardInterrupt prints a traceback, and can get lost while modules are imported.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -44,10 +44,10 @@ def read(folder: pathlib.Path):
 
 
 def read_examples(path: pathlib.Path, numbers: jax.Array, labels: jax.Array):
-    """The images of these numbers (n,) in the file, their labels (n,), and a checksum of each.
+    """The images with these numbers (n,) in the file, their labels (n,), and a checksum of each.
 
-    A checksum is of the pixels, the label and the number: the sum over all examples tells other
-    data apart, and does not depend on which process reads which.
+    A checksum is made of the pixels, the label and the number. Their sum over all examples is
+    another one for other data, and the same whichever process reads which images.
 
     Raises:
         UserError: the file is corrupt.
@@ -165,24 +165,26 @@ MODELS = {"mlp": make_mlp, "cnn": make_cnn}
 
 
 def evaluate(model: fnn.Layer, params, images, labels):
-    """Mean cross-entropy, accuracy, and the logits (n, classes), from a few images at a time."""
+    """Mean cross-entropy, accuracy, and the logits (n, classes), a few images at a time."""
     logits = fnn.predict(model, params, images, batch_size=EVALUATED_AT_ONCE)
     loss, _ = fnn.CrossEntropyLoss().forward(logits, labels)
     return loss, fnn.accuracy(logits, labels), logits
 
 
 def mean_over_examples(losses, num_examples: int, batch_size: int):
-    """The mean of the losses (steps,), each a mean over a batch, where the last may be smaller."""
+    """The mean over the examples of losses (steps,) that are means over batches.
+
+    The last batch may be smaller than the others.
+    """
     sizes = jnp.full(len(losses), batch_size).at[-1].add(num_examples - len(losses) * batch_size)
     return jnp.sum(losses * sizes.astype(losses.dtype)) / num_examples
 
 
 def test(model: fnn.Layer, params, images, labels, most_mistakes: int):
-    """Mean cross-entropy, accuracy, predicted classes (n,), number of mistakes, and the most
-    confident mistakes.
+    """Mean cross-entropy, accuracy, predicted classes (n,), number of mistakes, and the mistakes.
 
-    These are (images, labels, predicted classes, probabilities) in the order of the probabilities,
-    each (min(most_mistakes, n), ...); those beyond the number of mistakes are no mistakes.
+    The mistakes are (images, labels, predicted classes, probabilities), the most probable first,
+    each (min(most_mistakes, n), ...). Those beyond the number of mistakes are no mistakes.
     """
     loss, accuracy, logits = evaluate(model, params, images, labels)
     predicted = jnp.argmax(logits, axis=-1)

@@ -1,4 +1,4 @@
-"""What the training scripts share: options, checkpoints, the loop as the user sees it, its end."""
+"""What the training scripts share: options, checkpoints, and the loop as the user sees it."""
 
 import argparse
 import functools
@@ -19,14 +19,14 @@ import fnn
 
 CHECKPOINT = "checkpoint.npz"
 FILES = ["metrics.csv", "params.npz", CHECKPOINT]
-# The results do not depend on these options. Those on processes are among them, so that a run can
-# be resumed on another number of devices.
+# These options may change from a run to the one that resumes it. Those on processes are among them,
+# so that a run can go on with another number of devices.
 NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
     *("start_timeout", "epoch_timeout"),
 )
-# The results depend on these of JAX's options, which have defaults.
+# JAX's own options that change the results, and their defaults.
 JAX_SETTINGS = {
     "jax_enable_x64": False,
     "jax_disable_jit": False,
@@ -55,20 +55,12 @@ def add_options(parser: Parser, checkpoint_every: int) -> None:
     )
     option("--num-processes", type=positive_int, metavar="N", help="how many processes there are")
     option("--process-id", type=int, metavar="I", help="which one this is, from 0 to N - 1")
-    option(
-        "--start-timeout",
-        type=positive_int,
-        default=60,
-        metavar="SECONDS",
-        help="how long the processes wait for each other at the start",
-    )
-    option(
-        "--epoch-timeout",
-        type=positive_int,
-        default=600,
-        metavar="SECONDS",
-        help="how long a process waits for the others to finish an epoch, compilation included",
-    )
+    for name, default, help in (
+        ("start", 60, "how long the processes wait for each other at the start"),
+        ("epoch", 600, "how long one waits for the others to finish an epoch and its compilation"),
+    ):
+        timeout = {"type": positive_int, "default": default, "metavar": "SECONDS"}
+        option(f"--{name}-timeout", **timeout, help=help)
     option(
         "--fast",
         action="store_true",
@@ -134,24 +126,20 @@ def run(
 
 
 def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """What the results depend on: options, `more`, and options of JAX that are not as by default.
+    """What the results depend on: options, `more`, and those of JAX's options that were changed.
 
-    Flags that are not given are left out too: a checkpoint from before there was such a flag, or
-    such an option of JAX among the settings, has the same ones.
+    Flags that are not given are left out too. So older checkpoints, which know nothing of a newer
+    flag, have the same settings as a run without it.
     """
-    ours = {
-        name: value
-        for name, value in vars(options).items()
-        if name not in NO_SETTINGS and value is not False
-    }
-    values = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-    return (
-        ours | more | {name: value for name, value in values.items() if value != JAX_SETTINGS[name]}
-    )
+    given = {name: value for name, value in vars(options).items() if value is not False}
+    ours = {name: value for name, value in given.items() if name not in NO_SETTINGS}
+    of_jax = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
+    changed = {name: value for name, value in of_jax.items() if value != JAX_SETTINGS[name]}
+    return ours | more | changed
 
 
 def remove_older_checkpoint(options: argparse.Namespace) -> None:
-    """A run that begins anew leaves none of another run, which could be resumed in its place."""
+    """Remove it unless this run resumes it. Else --resume could find it if this run is killed."""
     if not options.resume and jax.process_index() == 0:
         (options.output / CHECKPOINT).resolve().unlink(missing_ok=True)
 
@@ -171,18 +159,18 @@ def run_epochs(
     format_progress: Callable[[list[float], str], str],
     remedy: str,
 ) -> tuple[Any, list[list[float]], int]:
-    """fnn.run_epochs, resumed if asked for: it writes metrics.csv, shows progress, tells the end.
+    """Run fnn.run_epochs, resume if asked to, write metrics.csv, show progress, tell an early end.
 
     Returns the parameters on the host, a row of metrics for each epoch, and the exit status.
 
     Args:
-        description: what is about to run, as text for those who watch.
-        format_row: of the metrics, their texts in metrics.csv.
-        format_progress: of the metrics and the time left, the text shown after an epoch.
-        remedy: what to do against numbers that are not finite.
+        description: the text that says what is about to run.
+        format_row: makes the texts in metrics.csv of the metrics.
+        format_progress: makes the text shown after an epoch of the metrics and the time left.
+        remedy: what the user can do if numbers are not finite.
 
     Raises:
-        UserError: the checkpoint is not whole or of another run, or processes have other data.
+        UserError: the checkpoint is corrupt or is another run's, or a process has other data.
     """
     timeout, path = options.epoch_timeout, options.output / CHECKPOINT
     distributed.agree(timeout, {"data": data_checksum})
@@ -254,7 +242,7 @@ def checksum(tree: Any) -> int:
 
 
 def collapse(predicted: Sequence[int], labels: Sequence[int]) -> str:
-    """The end of the summary line where the examples have several classes, and predicted is one."""
+    """What the summary line adds if all predictions are one class and the labels are not."""
     if len({*predicted}) == 1 < len({*labels}):
         return f"; the network has collapsed: it says class {predicted[0]} for all test examples"
     return ""
