@@ -120,7 +120,7 @@ def test_bad_arguments_end_in_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
-def test_a_result_that_cannot_be_written_is_as_it_was_and_told_by_name(tmp_path, monkeypatch):
+def test_a_result_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "result.csv"
     command_line.write_rows(path, [["a", 1]])
 
@@ -146,7 +146,7 @@ def test_a_link_to_a_result_leads_to_the_new_one(tmp_path):
     assert target.read_text() == "new"
 
 
-def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(tmp_path):
+def test_only_what_a_killed_run_was_writing_is_removed(tmp_path):
     debris = [f"{name}.0123abcd.unfinished" for name in ("params.npz", "curves.svg")]
     kept = ["thesis.unfinished", "notes.unfinished/x", "a.0123abcd.unfinished/x", ".lock"]
     for name in (*debris, *kept):
@@ -213,7 +213,7 @@ def test_a_backend_that_is_not_there_is_told_in_one_line(platform, arguments, me
     assert errors.count("\n") == 1
 
 
-def test_a_reader_that_has_seen_enough_ends_the_work_without_a_word():
+def test_a_closed_pipe_ends_the_work_without_a_word():
     reader, writer = os.pipe()
     os.close(reader)
     for work in ("print('x' * 100_000)", "print('x')"):

@@ -148,7 +148,7 @@ def test_predictions_in_batches_are_those_of_the_whole():
         assert jnp.allclose(result, expected, atol=1e-6)
 
 
-def test_the_layer_named_is_the_one_where_it_began_though_all_are_infected_by_the_epochs_end():
+def test_the_layer_named_is_the_one_where_it_began():
     linear, mse, optimizer = fnn.Linear(3, 3), fnn.MSELoss(), fnn.sgd(0.1, momentum=0.5)
 
     def backward(params, x, dy):

@@ -124,7 +124,7 @@ def assert_resumes(start, folder, undisturbed):
     assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", *RESULTS])
 
 
-def test_runs_killed_at_any_moment_and_resumed_end_with_the_same_bits(start, undisturbed, tmp_path):
+def test_killed_and_resumed_runs_end_with_the_same_bits(start, undisturbed, tmp_path):
     """Each of the runs is killed, resumed and killed again until the fourth time."""
     generator = random.Random(0)
     num_killed = num_in_a_save = num_runs = 0
@@ -167,9 +167,7 @@ def test_a_signal_finishes_the_epoch_and_tells_how_to_resume(number, start, undi
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_after_a_signal_stops_at_once_and_the_checkpoint_before_stays(
-    first, start, undisturbed, tmp_path
-):
+def test_an_interrupt_after_a_signal_stops_at_once(first, start, undisturbed, tmp_path):
     """Even in a computation of minutes, of which Python's main thread waits for the end."""
     folder = tmp_path / "run"
     run = start(folder, EVERY, hold=4, how="deaf")
@@ -184,7 +182,7 @@ def test_an_interrupt_after_a_signal_stops_at_once_and_the_checkpoint_before_sta
 @pytest.mark.parametrize(
     ("how", "message"), [("full", "File too large"), ("read-only", "Permission denied")]
 )
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_stays(
+def test_an_unwritable_checkpoint_ends_the_run_and_the_old_one_stays(
     how, message, start, undisturbed, tmp_path
 ):
     folder = tmp_path / "run"
@@ -238,7 +236,7 @@ def test_other_settings_of_jax_are_refused(setting, message, finished, tmp_path,
     assert message in capsys.readouterr().err
 
 
-def test_settings_are_those_of_checkpoints_from_before_there_were_more(finished):
+def test_settings_are_those_of_older_checkpoints(finished):
     settings = fnn.read_note(finished / training.CHECKPOINT)["settings"]
     assert [*settings] == [
         "seed", "learning_rate", "epochs", "batch_size", "schedule", "momentum", "weight_decay",
@@ -268,9 +266,7 @@ def test_a_folder_in_the_place_of_the_checkpoint_ends_the_run(start, tmp_path):
     assert run.errors().count("\n") == 1
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(
-    start, undisturbed, tmp_path
-):
+def test_a_second_run_in_the_same_folder_is_refused(start, undisturbed, tmp_path):
     folder, same = tmp_path / "run", tmp_path / "same"
     same.symlink_to(folder)
     run = start(folder, EVERY, hold=4)
@@ -286,9 +282,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(
     assert results(folder) == undisturbed
 
 
-def test_other_settings_are_refused_with_both_sides_and_nothing_is_touched(
-    start, finished, undisturbed
-):
+def test_other_settings_are_refused_and_nothing_is_touched(start, finished, undisturbed):
     changes = ["--epochs", "41", "--momentum", "0.25", "--hidden", "3", "4"]
     run = start(finished, [*EVERY, "--resume", *changes])
     assert run.wait() == 2
@@ -418,9 +412,7 @@ def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypat
     assert stored == [15, 30, NUM_EPOCHS]
 
 
-def test_a_parameter_that_is_not_finite_ends_the_run_and_the_last_good_checkpoint_stays(
-    tmp_path, capsys
-):
+def test_an_infinite_parameter_ends_the_run_and_the_checkpoint_stays(tmp_path, capsys):
     """Also where the loss is finite: a sigmoid hides an infinite parameter."""
     params, _, status = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
     assert capsys.readouterr().err.endswith(
@@ -433,9 +425,7 @@ def test_a_parameter_that_is_not_finite_ends_the_run_and_the_last_good_checkpoin
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])
-def test_the_line_that_progress_has_left_open_on_a_terminal_is_ended(
-    on_terminal, monkeypatch, tmp_path
-):
+def test_the_open_line_of_progress_on_a_terminal_is_ended(on_terminal, monkeypatch, tmp_path):
     errors = io.StringIO()
     errors.isatty = lambda: on_terminal
     monkeypatch.setattr(sys, "stderr", errors)

@@ -188,7 +188,7 @@ def test_help_gives_every_option_and_its_default():
     assert " ".join(text.split()).count("(default: ") == 23
 
 
-def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
+def test_a_folder_in_place_of_a_file_is_found_before_training(tmp_path):
     (tmp_path / "params.npz").mkdir()
     result = run("--output", tmp_path)
     assert result.returncode == 2
@@ -218,7 +218,7 @@ def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stores_what_there_is_though_nobody_listens_any_more(number, tmp_path):
+def test_a_signal_stores_what_there_is_if_nobody_reads(number, tmp_path):
     """As in `train_disk.py 2>&1 | tee log`, where Ctrl-C ends tee too."""
     with subprocess.Popen(
         command("--epochs", 10**6, "--output", tmp_path),

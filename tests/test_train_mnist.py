@@ -210,9 +210,7 @@ def test_curves_are_drawn(cnn_run):
     assert [len(line) for line in lines] == [15, 15, 15, 2, 2]  # the last two are the legend
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_the_test_images_and_compression(
-    changed, mlp_run, tmp_path
-):
+def test_test_images_and_compression_do_not_change_the_bits(changed, mlp_run, tmp_path):
     write(changed, *[(changed / name).read_bytes() for name in NAMES[:2]], *draw_set(2, 7))
     for name in (TRAIN_IMAGES, TEST_LABELS):
         (changed / f"{name}.gz").write_bytes(gzip.compress((changed / name).read_bytes()))
@@ -434,7 +432,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     assert (tmp_path / "params.npz").exists()
 
 
-def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_bits(data, tmp_path, monkeypatch):
     whole, broken, save = tmp_path / "whole", tmp_path / "broken", fnn.save
 
     def save_and_break_off(*arguments, **options):
@@ -451,7 +449,7 @@ def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_examples_read_in_parts_are_the_same_and_have_the_same_checksum(data):
+def test_examples_read_in_parts_have_the_same_checksum(data):
     (path, labels), _, _ = mnist.read(data)
     order = jax.random.permutation(jax.random.key(0), len(labels))
     images, _, checksums = mnist.read_examples(path, order, labels[order])

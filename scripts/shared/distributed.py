@@ -23,8 +23,6 @@ from jax.experimental import multihost_utils
 from shared import command_line
 from shared.command_line import UserError
 
-import fnn
-
 SECONDS_TO_LEAVE = 3
 PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
 
@@ -109,7 +107,7 @@ def _connect(options, place):
             counts = [*counts.values()]
             raise UserError(f"expected equally many devices in every process, got {counts}")
         with _silence():  # Gloo tells on stdout that it is connected
-            _largest(0)
+            largest(options.start_timeout, 0)
 
 
 @contextlib.contextmanager
@@ -195,9 +193,7 @@ def agree(timeout: float, same: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     checksums = [zlib.crc32(repr(value).encode()) for value in same.values()]
-    with epoch_deadline(timeout), jax.enable_x64(False), jax.disable_jit(False):
-        gathered = multihost_utils.process_allgather(jnp.array(checksums, jnp.uint32))
-    columns = zip(same, gathered.T.tolist(), strict=True)
+    columns = zip(same, _gather(timeout, checksums).T.tolist(), strict=True)
     differ = [what for what, values in columns if len({*values}) > 1]
     if differ:
         raise UserError(f"the processes have different {' and '.join(differ)}")
@@ -219,12 +215,11 @@ def largest(timeout: float, number: int | None) -> int | None:
     """Return the largest of the processes' numbers in every process; None is less than any."""
     if jax.process_count() == 1:
         return number
-    with epoch_deadline(timeout):
-        return _largest(number or 0) or None
+    return int(_gather(timeout, [number or 0]).max()) or None
 
 
-def _largest(number):
+def _gather(timeout, numbers):
+    """The numbers of every process, an array (processes, numbers)."""
     # These settings make the same program in every process, even where they differ.
-    with jax.enable_x64(False), jax.disable_jit(False):
-        numbers = jnp.full(jax.local_device_count(), number, jnp.int32)
-        return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers)))
+    with epoch_deadline(timeout), jax.enable_x64(False), jax.disable_jit(False):
+        return multihost_utils.process_allgather(jnp.array(numbers, jnp.uint32))
