@@ -63,8 +63,8 @@ output    {options.output}"""
 def train(options, interruption):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
-    training.remove_older_checkpoint(options)
     mesh = devices.make_mesh(options, batch_size=options.batch_size, train_size=options.train_size)
+    training.remove_older_checkpoint(options)
     num_steps = disk.count_steps(options, options.train_size)
     model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
@@ -81,8 +81,8 @@ def train(options, interruption):
     data, epoch_key, state = start(jnp.uint32(options.seed))
     if not fnn.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")
-    parts = [devices.place_examples(options.epoch_timeout, mesh, part) for part in data]
-    placed_key = devices.place(mesh, epoch_key)
+    placed = [devices.place_examples(options.epoch_timeout, mesh, part) for part in data]
+    epoch_key = devices.place(mesh, epoch_key)
 
     @jax.jit
     def run_epoch(data, epoch_key, state, number):
@@ -95,7 +95,7 @@ def train(options, interruption):
         return state, losses, (*train_metrics, *test_metrics)
 
     def diagnose(state, number):
-        points, labels = data[0]
+        points, labels = placed[0]
         batches = points, disk.encode(labels), jax.random.fold_in(epoch_key, number)
         return fnn.find_nonfinite_in_epoch(
             model, loss, optimizer, options.batch_size, state, *batches
@@ -103,7 +103,7 @@ def train(options, interruption):
 
     params, table, status = training.run_epochs(
         options,
-        lambda state, number: run_epoch(parts, placed_key, state, number),
+        lambda state, number: run_epoch(placed, epoch_key, state, number),
         state,
         COLUMNS,
         mesh=mesh,

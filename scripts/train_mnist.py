@@ -123,7 +123,7 @@ def train(options, interruption):
     loss = fnn.CrossEntropyLoss()
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size)
     state = jax.jit(functools.partial(fnn.init_train_state, model, optimizer))(init_key)
-    placed_key = devices.place(mesh, epoch_key)
+    epoch_key = devices.place(mesh, epoch_key)
 
     @jax.jit
     def run_epoch(data, epoch_key, state, number):
@@ -139,7 +139,7 @@ def train(options, interruption):
 
     params, table, status = training.run_epochs(
         options,
-        lambda state, number: run_epoch(data, placed_key, state, number),
+        lambda state, number: run_epoch(data, epoch_key, state, number),
         state,
         COLUMNS,
         mesh=mesh,

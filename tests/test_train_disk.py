@@ -206,6 +206,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert (tmp_path / "params.npz").exists()
 
 
+def test_a_run_over_all_devices_says_where_numbers_fail(tmp_path):
+    options = [*SMALL, "--batch-size", "8", "--train-size", "64", "--data-parallel"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
+    result = run(*options, "--learning-rate", "1e30", "--output", tmp_path, env=environment)
+    assert result.returncode == 1
+    assert "(first met: layer 2 Linear(6, 2), forward)" in result.stderr
+
+
 def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
     options = [*SMALL, "--schedule", "constant", "--momentum", "2", "--epochs"]
     assert train_disk.main([*options, "50", "--output", str(tmp_path / "diverged")]) == 1
