@@ -26,6 +26,10 @@ from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
 from fnn.layers.normalization import LayerNorm, RMSNorm
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
+from fnn.loop import (
+    Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, interruptions, is_finite,
+    load_checkpoint, progress, run_epochs, time_left,
+)
 from fnn.losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss
 from fnn.metrics import accuracy
 from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
@@ -43,17 +47,18 @@ from fnn.transforms import (
 
 __all__ = [
     "AvgPool2d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Flatten", "GELU", "HuberLoss", "Identity", "L1Loss", "Layer", "LayerNorm",
-    "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Optimizer",
-    "Parallel", "RMSNorm", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax",
-    "Softplus", "Tanh", "TrainState", "accumulate_gradients", "accuracy", "adam",
-    "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm", "clip_gradient",
-    "constant", "cosine_decay", "count_params", "data_parallel_mesh", "exponential_decay",
-    "find_nonfinite", "freeze", "init_train_state", "kaiming_normal", "kaiming_uniform",
-    "lecun_normal", "linear_squared_norms", "load", "load_idx", "loss_and_grads",
-    "make_train_epoch", "make_train_step", "observe", "orthogonal", "per_example",
-    "piecewise_constant", "predict", "read_note", "remat", "remove_unfinished", "repeat",
-    "replace_file", "replicate", "sample_disk", "save", "scale_gradient", "sgd", "shard_batch",
-    "standard_normal", "summary", "with_compute_dtype", "xavier_normal", "xavier_uniform",
-    "zeros",
+    "Embedding", "Epoch", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted", "L1Loss",
+    "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d",
+    "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual", "Sequential",
+    "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "TrainState", "accumulate_gradients",
+    "accuracy", "adam", "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm",
+    "clip_gradient", "constant", "cosine_decay", "count_params", "data_parallel_mesh",
+    "exponential_decay", "find_nonfinite", "find_nonfinite_in_epoch", "freeze",
+    "init_train_state", "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform",
+    "lecun_normal", "linear_squared_norms", "load", "load_checkpoint", "load_idx",
+    "loss_and_grads", "make_train_epoch", "make_train_step", "observe", "orthogonal",
+    "per_example", "piecewise_constant", "predict", "progress", "read_note", "remat",
+    "remove_unfinished", "repeat", "replace_file", "replicate", "run_epochs", "sample_disk",
+    "save", "scale_gradient", "sgd", "shard_batch", "standard_normal", "summary", "time_left",
+    "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
 ]

@@ -13,7 +13,6 @@ from shared.command_line import (
     leave,
     nonnegative_float,
     positive_int,
-    progress,
     run,
     seed,
     tell,
@@ -116,7 +115,7 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     all_rates = jnp.array([rates[i] for i in networks]).reshape(-1, size)
     all_seeds = jnp.array([seeds[i] for i in networks], jnp.uint32).reshape(-1, size)
     chunks = []
-    with progress(num_chunks * options.epochs, quiet=False) as report:
+    with fnn.progress(num_chunks * options.epochs, quiet=False) as report:
         for chunk in range(num_chunks):
             state, train, unseen, epoch_key = start(all_rates[chunk], all_seeds[chunk])
             curves = []

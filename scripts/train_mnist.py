@@ -2,22 +2,30 @@
 
 import argparse
 import functools
+import hashlib
 import math
 import pathlib
+import sys
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+from shared.interrupts import die_of_interrupts
+
+if __name__ == "__main__":
+    die_of_interrupts()  # until training.run handles them
 
 import jax
 import jax.numpy as jnp
-from shared import distributed, epochs, figures, mnist, pictures, resumable
+from shared import devices, distributed, figures, mnist, pictures, training
 from shared.command_line import (
     Parser,
     UserError,
+    folder,
     fraction,
     leave,
     nonnegative_float,
     positive_int,
     seed,
-    time_left,
     write_text,
 )
 
@@ -25,7 +33,6 @@ import fnn
 
 COLUMNS = ["train_loss", "validation_loss", "validation_accuracy"]
 FIGURES = ["curves.svg", "mistakes.svg"]
-FILES = ["metrics.csv", "params.npz", resumable.CHECKPOINT]
 MOST_MISTAKES = 24  # drawn
 
 
@@ -40,7 +47,7 @@ def parse_options(arguments=None):
     option = parser.add_argument
     option(
         "--data",
-        type=pathlib.Path,
+        type=folder,
         required=True,
         default=argparse.SUPPRESS,
         help="folder with the four files",
@@ -57,14 +64,10 @@ def parse_options(arguments=None):
     )
     option("--weight-decay", type=nonnegative_float, default=0.0, help="of Adam, decoupled")
     option("--dropout", type=fraction, default=0.3, help="share of the hidden units dropped")
-    option("--output", type=pathlib.Path, default="runs/mnist", help="folder for the results")
-    resumable.add_options(parser, checkpoint_every=1)
-    distributed.add_options(parser)
-    option("--quiet", action="store_true", help="print the summary line alone")
+    option("--output", type=folder, default="runs/mnist", help="folder for the results")
+    training.add_options(parser, checkpoint_every=1)
     options = parser.parse_args(arguments)
-    distributed.check_options(parser, options)
-    if not options.process_id:
-        parser.check_output(options.output, [*FILES, *FIGURES])
+    training.check_options(parser, options, FIGURES)
     return options
 
 
@@ -81,101 +84,88 @@ Adam      learning rate {options.learning_rate:g} (cosine), \
 weight decay {options.weight_decay:g}, dropout {options.dropout:g}
 run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps; \
 seed {options.seed}
-device    {distributed.describe()}
+device    {devices.describe()}
 output    {options.output}"""
-
-
-def make_programs(options, model, num_steps):
-    """The compiled start(key) -> state, and run_epoch(data, key, state, epoch).
-
-    And find_nonfinite, of the latter's arguments.
-    """
-    schedule = fnn.cosine_decay(options.learning_rate, num_steps)
-    optimizer = fnn.adam(schedule, weight_decay=options.weight_decay)
-    loss = fnn.CrossEntropyLoss()
-    train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
-
-    @jax.jit
-    def start(key):
-        return fnn.init_train_state(model, optimizer, key)
-
-    @jax.jit
-    def run_epoch(data, epoch_key, state, epoch):
-        train_set, validation_set = data
-        state, losses = train_epoch(state, *train_set, jax.random.fold_in(epoch_key, epoch))
-        validation_loss, accuracy, _ = mnist.evaluate(model, state.params, *validation_set)
-        return state, (jnp.mean(losses), validation_loss, accuracy), losses
-
-    def find_nonfinite(data, epoch_key, state, epoch):
-        batches = *data[0], jax.random.fold_in(epoch_key, epoch)
-        return epochs.find_nonfinite(model, loss, optimizer, options.batch_size, state, *batches)
-
-    return start, run_epoch, find_nonfinite
 
 
 def train(options, interruption):
     """Train, and write the results as it goes. Returns the exit status."""
     start_time = time.monotonic()
     split_key, init_key, epoch_key = jax.random.split(jax.random.key(jnp.uint32(options.seed)), 3)
-    mesh = distributed.make_mesh(options, batch_size=options.batch_size)
-    with distributed.together(options):
+    mesh = devices.make_mesh(options, batch_size=options.batch_size)
+    with distributed.together(options.epoch_timeout):
         (path, labels), test_set, num_classes = mnist.read(options.data)
-    labels_and_tests = resumable.checksum((labels, test_set))
-    distributed.agree(options, "labels or test images", labels_and_tests)
+    labels_and_tests = training.checksum((labels, test_set))
+    with open(path, "rb") as file:
+        images_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    distributed.agree(options.epoch_timeout, {"data": (labels_and_tests, images_digest)})
     numbers = jnp.arange(len(labels))
     sets = mnist.hold_out(split_key, numbers, labels, multiple=mesh.size if mesh else 1)
     sizes = [len(labels) for _, labels in (*sets, test_set)]
-    if options.batch_size > sizes[0]:
+    num_examples, batch_size = sizes[0], options.batch_size
+    if batch_size > num_examples:
         raise UserError(
-            f"argument --batch-size: expected at most the {sizes[0]} training images, "
-            f"got {options.batch_size}"
+            f"argument --batch-size: expected at most the {num_examples} training images, "
+            f"got {batch_size}"
         )
-    read = functools.partial(mnist.read_examples, path)
-    placed = [distributed.place_examples(options, mesh, part, read) for part in sets]
-    with distributed.epoch_deadline(options):
-        checksum = sum(jnp.sum(checksums, dtype=jnp.uint32) for _, _, checksums in placed)
-        options.data_checksum = [int(checksum), labels_and_tests]
-    data = [(images, labels) for images, labels, _ in placed]
     image_shape = test_set[0].shape[1:]
     model = mnist.MODELS[options.model](*image_shape, num_classes, options.dropout)
-    num_steps = options.epochs * math.ceil(sizes[0] / options.batch_size)
-    start, run_epoch, find_nonfinite = make_programs(options, model, num_steps)
-    state, table = distributed.restore(options, start(init_key), COLUMNS)
-    num_done = len(table)
-    if not options.quiet:
-        print(describe(options, model, image_shape, sizes, num_classes, num_steps), flush=True)
-    loop_start = time.monotonic()
+    training.remove_older_checkpoint(options)
+    read = functools.partial(mnist.read_examples, path)
+    placed = [devices.place_examples(options.epoch_timeout, mesh, part, read) for part in sets]
+    data = [(images, labels) for images, labels, _ in placed]
+    with distributed.epoch_deadline(options.epoch_timeout):
+        checksum = int(sum(jnp.sum(checksums, dtype=jnp.uint32) for _, _, checksums in placed))
 
-    def format_progress(epoch, metrics):
-        rest = time_left(loop_start, epoch - num_done, options.epochs - num_done)
-        return "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics) + rest
+    num_steps = options.epochs * math.ceil(num_examples / batch_size)
+    schedule = fnn.cosine_decay(options.learning_rate, num_steps)
+    optimizer = fnn.adam(schedule, weight_decay=options.weight_decay)
+    loss = fnn.CrossEntropyLoss()
+    train_epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size)
+    state = jax.jit(functools.partial(fnn.init_train_state, model, optimizer))(init_key)
+    epoch_key = devices.place(mesh, epoch_key)
 
-    epoch_key = distributed.place(mesh, epoch_key)
-    state, status = epochs.run_epochs(
+    @jax.jit
+    def run_epoch(data, epoch_key, state, number):
+        train_set, validation_set = data
+        state, losses = train_epoch(state, *train_set, jax.random.fold_in(epoch_key, number))
+        train_loss = mnist.mean_over_examples(losses, num_examples, batch_size)
+        validation_loss, accuracy, _ = mnist.evaluate(model, state.params, *validation_set)
+        return state, losses, (train_loss, validation_loss, accuracy)
+
+    def diagnose(state, number):
+        batches = *data[0], jax.random.fold_in(epoch_key, number)
+        return fnn.find_nonfinite_in_epoch(model, loss, optimizer, batch_size, state, *batches)
+
+    params, table, status = training.run_epochs(
         options,
-        functools.partial(run_epoch, data, epoch_key),
-        distributed.place(mesh, state),
-        table,
-        columns=COLUMNS,
-        format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
-        format_progress=format_progress,
-        remedy="lower --learning-rate",
-        find_nonfinite=functools.partial(find_nonfinite, data, epoch_key),
+        lambda state, number: run_epoch(data, epoch_key, state, number),
+        state,
+        COLUMNS,
+        mesh=mesh,
+        data_checksum=[checksum, labels_and_tests],
         interruption=interruption,
+        diagnose=diagnose,
+        description=describe(options, model, image_shape, sizes, num_classes, num_steps),
+        format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
+        format_progress=lambda metrics, rest: (
+            "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics) + rest
+        ),
+        remedy="lower --learning-rate",
     )
     if jax.process_index() > 0:
         return status
-    state = jax.device_get(state)
-    fnn.save(options.output / "params.npz", state.params)
+    fnn.save(options.output / "params.npz", params)
     draw_curves(options, table)
     if status:
         return status
     test = jax.jit(functools.partial(mnist.test, model, most_mistakes=MOST_MISTAKES))
-    test_loss, test_accuracy, *mistakes = jax.device_get(test(state.params, *test_set))
+    test_loss, test_accuracy, predicted, *mistakes = jax.device_get(test(params, *test_set))
     draw_mistakes(options, sizes[-1], *mistakes)
     print(
         f"test accuracy {test_accuracy:.2%}, test loss {test_loss:.5f}, {options.epochs} epochs, "
         f"{num_steps} steps, {time.monotonic() - start_time:.1f} seconds"
+        + training.collapse(predicted.tolist(), test_set[1].tolist())
     )
     return 0
 
@@ -209,7 +199,7 @@ def draw_mistakes(options, num_tests, num_mistakes, mistakes):
 
 
 def main(arguments=None):
-    return distributed.run(resumable.interruptible(train), parse_options(arguments))
+    return training.run(train, parse_options(arguments))
 
 
 if __name__ == "__main__":

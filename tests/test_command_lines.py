@@ -7,6 +7,7 @@ import errno
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -42,6 +43,9 @@ BAD = {
         "--checkpoint-every 0": "argument --checkpoint-every: expected an integer from 1",
         "--checkpoint-every": "argument --checkpoint-every: expected one argument",
         "--resume 3": "unrecognized arguments: 3",
+        "--output=": "argument --output: expected the name of a folder, got ''",
+        "--train-size 2147483647": "argument --train-size: expected an integer from 1 to 100000000",
+        f"--output {'x/' * 1000}": "argument --output: cannot write x/",
         "--output pipe": "argument --output: cannot write pipe/metrics.csv: ",
         "--output taken": "argument --output: cannot write taken/checkpoint.npz: Is a directory",
         "--output /dev/null": "argument --output: cannot write /dev/null: File exists",
@@ -55,6 +59,7 @@ BAD = {
         "--data . --dropout 1.5": "argument --dropout: expected a number from 0 to 1, got '1.5'",
         "--data . --dropout nan": "argument --dropout: expected a number from 0 to 1, got 'nan'",
         "--data . --batch-size 0": "argument --batch-size: expected an integer from 1",
+        "--data=": "argument --data: expected the name of a folder, got ''",
         "--data . --output /dev/null": "argument --output: cannot write /dev/null",
     },
     grid_search: {
@@ -93,7 +98,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        pytest.param(script, arguments, message, id=f"{script.__name__} {arguments}")
+        pytest.param(script, arguments, message, id=f"{script.__name__} {arguments[:50]}")
         for script, table in BAD.items()
         for arguments, message in table.items()
     ],
@@ -115,7 +120,7 @@ def test_bad_arguments_end_in_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
-def test_a_result_that_cannot_be_written_is_as_it_was_and_told_by_name(tmp_path, monkeypatch):
+def test_a_result_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "result.csv"
     command_line.write_rows(path, [["a", 1]])
 
@@ -141,7 +146,7 @@ def test_a_link_to_a_result_leads_to_the_new_one(tmp_path):
     assert target.read_text() == "new"
 
 
-def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(tmp_path):
+def test_only_what_a_killed_run_was_writing_is_removed(tmp_path):
     debris = [f"{name}.0123abcd.unfinished" for name in ("params.npz", "curves.svg")]
     kept = ["thesis.unfinished", "notes.unfinished/x", "a.0123abcd.unfinished/x", ".lock"]
     for name in (*debris, *kept):
@@ -167,10 +172,10 @@ def test_the_comparison_starts_where_pytorch_is_installed(tmp_path, monkeypatch)
     assert compare_pytorch.main(["--output", str(tmp_path)]) == 0
 
 
-def run(work, *, stdout=subprocess.DEVNULL, **environment):
+def run(work, *, before="", stdout=subprocess.DEVNULL, **environment):
     """The exit status and the errors of a script that does `work`, a statement."""
     program = (
-        "import sys\nfrom shared import command_line\n"
+        f"{before}import sys\nfrom shared import command_line\n"
         f"def work(options):\n    {work}\n    return 0\n"
         "sys.argv[0] = 'script.py'\n"
         "sys.exit(command_line.run(work, None))"
@@ -208,7 +213,7 @@ def test_a_backend_that_is_not_there_is_told_in_one_line(platform, arguments, me
     assert errors.count("\n") == 1
 
 
-def test_a_reader_that_has_seen_enough_ends_the_work_without_a_word():
+def test_a_closed_pipe_ends_the_work_without_a_word():
     reader, writer = os.pipe()
     os.close(reader)
     for work in ("print('x' * 100_000)", "print('x')"):
@@ -221,3 +226,51 @@ def test_output_that_cannot_be_written_is_told_in_one_line():
         for work in ("print('x' * 100_000)", "print('x')"):
             message = "script.py: error: [Errno 28] No space left on device\n"
             assert run(work, stdout=full) == (1, message)
+
+
+def test_a_script_says_that_memory_is_not_enough():
+    message = "script.py: error: there is not enough memory\n"
+    assert run("raise MemoryError") == (1, message)
+
+
+def test_letters_that_a_terminal_has_not_are_written_as_numbers(tmp_path):
+    with open(tmp_path / "out", "w") as out:
+        work = "print('84 \\xb1 1', '\\udce9')"
+        assert run(work, stdout=out, PYTHONIOENCODING="ascii") == (0, "")
+    assert (tmp_path / "out").read_text() == "84 \\xb1 1 \\udce9\n"
+
+
+def test_messages_are_one_line_without_control_characters(capsys):
+    command_line.tell("a\nb\x1b[2J\u00e9")
+    assert capsys.readouterr().err.endswith(": a\\nb\\x1b[2J\u00e9\n")
+
+
+@pytest.mark.parametrize("name", ["train_disk.py", "train_mnist.py"])
+def test_a_script_finds_its_modules_where_python_does_not_look(name):
+    path = os.pathsep.join([str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
+    arguments = [str(SCRIPTS / name), "--help"]
+    assert run_program(*arguments, PYTHONPATH=path, PYTHONSAFEPATH="1") == (0, "")
+
+
+@pytest.mark.parametrize("name", ["train_disk.py", "train_mnist.py"])
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_an_interrupt_while_a_script_starts_ends_it_plainly(name, is_ignored, tmp_path):
+    program = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGINT)
+raise SystemExit("it goes on")
+"""
+    (tmp_path / "jax.py").write_text(program)  # in the place of JAX
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        result = run_program(str(SCRIPTS / name), PYTHONPATH=str(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result == ((1, "it goes on\n") if is_ignored else (-signal.SIGINT, ""))
+
+
+def test_an_interrupt_is_handled_as_pythons_while_a_script_works():
+    work = "import signal; signal.raise_signal(signal.SIGINT)"
+    assert run(work) == (130, "script.py: error: interrupted\n")
+    program = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    assert run(work, before=program) == (130, "script.py: error: interrupted\n")

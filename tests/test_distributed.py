@@ -76,7 +76,7 @@ from shared import distributed
 largest, calls = distributed.largest, []
 def largest_or_end(*arguments):
     calls.append(arguments)
-    if len(calls) > 15:
+    if len(calls) > 16:
         os.kill(os.getpid(), signal.SIGKILL)
     return largest(*arguments)
 distributed.largest = largest_or_end
@@ -171,7 +171,7 @@ def test_the_first_of_two_processes_prints_and_writes(undisturbed):
     assert len((output / "metrics.csv").read_text().splitlines()) == 21
 
 
-def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(undisturbed, tmp_path):
+def test_a_killed_process_ends_the_other_and_costs_nothing(undisturbed, tmp_path):
     output = tmp_path / "first"
     programs = ("-c", HASTY), ("-c", VICTIM)
     (status, _, errors), (killed, _, _) = finish(*start_two(output, programs=programs))
@@ -207,7 +207,74 @@ def test_processes_with_different_options_end_before_they_train(different, tmp_p
         )
 
 
-def test_processes_with_different_numbers_of_devices_end_before_they_train(tmp_path):
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+        {"JAX_DISABLE_JIT": "1"},
+        {"JAX_ENABLE_X64": "1", "JAX_THREEFRY_PARTITIONABLE": "0"},
+    ],
+    ids=["rbg", "no jit", "x64"],
+)
+def test_processes_with_other_settings_of_jax_do_not_train(environment, tmp_path):
+    for status, _, errors in finish(*start_two(tmp_path / "first", **environment)):
+        message = "train_disk.py: error: the processes have different settings of JAX\n"
+        assert (status, errors) == (2, message)
+
+
+# train_disk.py with another library, or with other points.
+CHANGED = """
+import sys
+import jax, fnn, train_disk
+{change}
+sys.argv[0] = "train_disk.py"
+sys.exit(train_disk.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("jax.__version__ = '0.0'", "versions of JAX"),
+        ("fnn.__file__ = train_disk.__file__", "versions of fnn"),
+        (
+            "sample = fnn.sample_disk\n"
+            "fnn.sample_disk = lambda key, count: sample(jax.random.fold_in(key, 1), count)",
+            "data",
+        ),
+    ],
+    ids=["JAX", "fnn", "data"],
+)
+def test_processes_with_other_versions_or_data_do_not_train(change, what, tmp_path):
+    programs = (SCRIPT,), ("-c", CHANGED.format(change=change))
+    for status, _, errors in finish(*start_two(tmp_path / "first", programs=programs)):
+        assert (status, errors) == (
+            2,
+            f"train_disk.py: error: the processes have different {what}\n",
+        )
+
+
+@pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)], ids=str)
+def test_a_missing_backend_ends_all_processes_and_each_tells(missing, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    options = [SCRIPT, *SMALL, "--coordinator", address, "--num-processes", 2, "--output", tmp_path]
+    started = time.monotonic()
+    processes = [
+        start(
+            [*options, "--process-id", number],
+            **({"JAX_PLATFORMS": "nonsense"} if number in missing else {}),
+        )
+        for number in (0, 1)
+    ]
+    for status, text, errors in finish(*processes):
+        assert (status, text) == (1, "")
+        assert errors.startswith("train_disk.py: error: ")
+        assert "Unable to initialize backend 'nonsense'" in errors
+        assert errors.count("\n") == 1
+    assert time.monotonic() - started < 30  # --start-timeout is twice as long
+
+
+def test_processes_with_other_numbers_of_devices_do_not_train(tmp_path):
     programs = (("-c", HASTY),) * 2
     processes = start_two(tmp_path / "x", programs=programs, JAX_NUM_CPU_DEVICES="2")
     for status, _, errors in finish(*processes):
@@ -228,7 +295,7 @@ def test_a_signal_to_one_process_ends_both_and_each_tells(tmp_path):
     assert len(fnn.read_note(output / "checkpoint.npz")["table"]) >= 5
 
 
-def test_numbers_that_are_not_finite_end_both_processes_and_each_tells(tmp_path):
+def test_nonfinite_numbers_end_both_processes_and_each_tells(tmp_path):
     programs = (("-c", HASTY),) * 2
     processes = start_two(tmp_path / "x", "--learning-rate", 1e38, programs=programs)
     for status, _, errors in finish(*processes):
@@ -315,7 +382,7 @@ sys.exit(train_mnist.main())
 """
 
 
-def test_each_of_two_processes_reads_half_of_the_images_and_one_can_go_on(tmp_path):
+def test_each_process_reads_its_half_of_the_images(tmp_path):
     images = test_train_mnist.draw_set(0, 120), test_train_mnist.draw_set(1, 10)
     data = test_train_mnist.write(tmp_path, *images[0], *images[1])
     options = ["--data", str(data), "--epochs", "1", "--batch-size", "110", "--quiet"]
@@ -340,13 +407,29 @@ def test_each_of_two_processes_reads_half_of_the_images_and_one_can_go_on(tmp_pa
     assert (output / "params.npz").read_bytes() == params
 
 
-def test_a_batch_that_the_devices_do_not_divide_ends_every_process(tmp_path):
+def test_processes_with_other_images_end_before_they_train(tmp_path):
+    sets = [*test_train_mnist.draw_set(0, 120), *test_train_mnist.draw_set(1, 10)]
+    other = [test_train_mnist.draw_set(2, 120)[0], *sets[1:]]
+    address = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2]
+    processes = []
+    for number, contents in enumerate((sets, other)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        options = ["--data", test_train_mnist.write(folder, *contents), "--process-id", number]
+        program = SCRIPT.parent / "train_mnist.py"
+        processes.append(start([program, *options, *address, "--output", tmp_path / "output"]))
+    for status, _, errors in finish(*processes):
+        message = "train_mnist.py: error: the processes have different data\n"
+        assert (status, errors) == (2, message)
+
+
+def test_a_batch_that_devices_do_not_divide_ends_every_process(tmp_path):
     for status, _, errors in finish(*start_two(tmp_path / "first", "--batch-size", 15)):
         assert status == 2
         assert "argument --batch-size: expected a multiple of the 2 devices, got 15" in errors
 
 
-def test_a_coordinator_that_is_not_there_is_not_waited_for_longer_than_allowed(tmp_path):
+def test_the_wait_for_a_missing_coordinator_has_a_limit(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     options = ("--num-processes", 2, "--process-id", 1, "--start-timeout", 1)
     environment = {"JAX_COORDINATOR_ADDRESS": address}

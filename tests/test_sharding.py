@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from cases import LAYERS, LOSSES, cast, draw, draw_integers, is_floating, layer_inputs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from shared import distributed, mnist
+from shared import devices, mnist
 
 import fnn
 from fnn import epoch as epoch_module
@@ -249,9 +249,9 @@ def test_what_the_devices_do_not_divide_is_refused():
     arguments = place(mesh, start, x[:8], target[:8])
     with pytest.raises(ValueError, match=r"4 devices divide, got 6 and 8"):
         epoch(*arguments, jax.random.key(0))
-    for devices in ([], jax.devices()[:1] * 2):
+    for wrong in ([], jax.devices()[:1] * 2):
         with pytest.raises(ValueError, match="data_parallel_mesh: expected different devices"):
-            fnn.data_parallel_mesh(devices)
+            fnn.data_parallel_mesh(wrong)
 
 
 def test_the_mesh_is_of_all_devices_or_the_given_ones():
@@ -273,6 +273,6 @@ def test_what_explicit_axes_do_not_divide_is_whole_whatever_the_other_axes_are()
 def test_examples_that_the_devices_do_not_divide_are_on_each_of_them():
     mesh = make_mesh(4)
     for count, is_whole in ((6, True), (8, False)):
-        (placed,) = distributed.place_examples(None, mesh, (jnp.arange(count),))
+        (placed,) = devices.place_examples(None, mesh, (jnp.arange(count),))
         assert placed.tolist() == list(range(count))
         assert placed.sharding.is_fully_replicated == is_whole

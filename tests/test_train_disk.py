@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import train_disk
-from shared import disk
+from shared import disk, training
 
 import fnn
 
@@ -182,13 +182,13 @@ def test_help_gives_every_option_and_its_default():
         "--weight-decay", "--hidden", "--activation", "--reduction", "--train-size",
         "--test-size", "--output", "--checkpoint-every", "--resume", "--data-parallel",
         "--coordinator", "--num-processes", "--process-id", "--start-timeout", "--epoch-timeout",
-        "--quiet",
+        "--fast", "--quiet",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 22
+    assert " ".join(text.split()).count("(default: ") == 23
 
 
-def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path):
+def test_a_folder_in_place_of_a_file_is_found_before_training(tmp_path):
     (tmp_path / "params.npz").mkdir()
     result = run("--output", tmp_path)
     assert result.returncode == 2
@@ -206,6 +206,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert (tmp_path / "params.npz").exists()
 
 
+def test_a_run_over_all_devices_says_where_numbers_fail(tmp_path):
+    options = [*SMALL, "--batch-size", "8", "--train-size", "64", "--data-parallel"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
+    result = run(*options, "--learning-rate", "1e30", "--output", tmp_path, env=environment)
+    assert result.returncode == 1
+    assert "(first met: layer 2 Linear(6, 2), forward)" in result.stderr
+
+
 def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
     options = [*SMALL, "--schedule", "constant", "--momentum", "2", "--epochs"]
     assert train_disk.main([*options, "50", "--output", str(tmp_path / "diverged")]) == 1
@@ -218,7 +226,7 @@ def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stores_what_there_is_though_nobody_listens_any_more(number, tmp_path):
+def test_a_signal_stores_what_there_is_if_nobody_reads(number, tmp_path):
     """As in `train_disk.py 2>&1 | tee log`, where Ctrl-C ends tee too."""
     with subprocess.Popen(
         command("--epochs", 10**6, "--output", tmp_path),
@@ -262,3 +270,49 @@ def test_an_interrupt_before_the_first_epoch_waits_for_its_end(tmp_path, capsys,
     assert train_disk.main([*SMALL, "--epochs", "3", "--output", str(tmp_path)]) == 130
     assert "interrupted in epoch 1: the same command with --resume" in capsys.readouterr().err
     assert len(fnn.read_note(tmp_path / "checkpoint.npz")["table"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "expected"),
+    [
+        ("", [], "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", [], "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", [], "--xla_gpu_deterministic_ops=false"),
+        ("--xla_a=1", ["--fast"], "--xla_a=1"),
+    ],
+)
+def test_gpu_kernels_are_deterministic_unless_told_otherwise(
+    given, arguments, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    seen = []
+
+    def train(options, interruption):
+        seen.append(os.environ["XLA_FLAGS"])
+        return 0
+
+    options = train_disk.parse_options([*arguments, "--output", str(tmp_path)])
+    assert training.run(train, options) == 0
+    assert seen == [expected]
+
+
+def test_a_network_that_says_one_class_for_all_is_told(tmp_path, capsys):
+    options = [*SMALL, "--momentum", "1", "--epochs", "30", "--output", str(tmp_path)]
+    assert train_disk.main(options) == 0
+    (summary,) = capsys.readouterr().out.splitlines()
+    end = r" seconds; the network has collapsed: it says class [01] for all test examples$"
+    assert re.search(end, summary)
+
+
+def test_classes_are_compared_with_the_labels():
+    assert training.collapse([1, 1], [0, 1])
+    assert not training.collapse([1, 1], [1, 1])
+    assert not training.collapse([0, 1], [0, 1])
+
+
+def test_no_option_is_changed(tmp_path, monkeypatch):
+    options = train_disk.parse_options([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
+    before = dict(vars(options))
+    monkeypatch.setattr(train_disk, "parse_options", lambda arguments: options)
+    assert train_disk.main() == 0
+    assert vars(options) == before

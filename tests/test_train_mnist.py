@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import train_mnist
-from shared import mnist, pictures, resumable
+from shared import mnist, pictures
 
 import fnn
 
@@ -210,9 +210,7 @@ def test_curves_are_drawn(cnn_run):
     assert [len(line) for line in lines] == [15, 15, 15, 2, 2]  # the last two are the legend
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_the_test_images_and_compression(
-    changed, mlp_run, tmp_path
-):
+def test_test_images_and_compression_do_not_change_the_bits(changed, mlp_run, tmp_path):
     write(changed, *[(changed / name).read_bytes() for name in NAMES[:2]], *draw_set(2, 7))
     for name in (TRAIN_IMAGES, TEST_LABELS):
         (changed / f"{name}.gz").write_bytes(gzip.compress((changed / name).read_bytes()))
@@ -225,7 +223,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_test_images_and_compress
 
 def test_results_are_those_of_the_library_by_hand(data, tmp_path):
     """With another value for every option, from the public functions alone."""
-    options = "--seed 1 --epochs 2 --batch-size 22 --learning-rate 0.002 --weight-decay 0.1"
+    options = "--seed 1 --epochs 2 --batch-size 30 --learning-rate 0.002 --weight-decay 0.1"
     assert train(data, tmp_path, *options.split(), "--dropout", "0.4") == 0
     images, labels = (fnn.load_idx(data / name) for name in (TRAIN_IMAGES, TRAIN_LABELS))
     x, labels = images.reshape(240, 120).astype(jnp.float32) / 255, labels.astype(jnp.int32)
@@ -233,8 +231,8 @@ def test_results_are_those_of_the_library_by_hand(data, tmp_path):
     for dims in ((120, 512), (512, 256)):
         layers += [fnn.Linear(*dims), fnn.ReLU(), fnn.Dropout(0.4)]
     model, loss = fnn.Sequential(*layers, fnn.Linear(256, 3)), fnn.CrossEntropyLoss()
-    optimizer = fnn.adam(fnn.cosine_decay(0.002, 2 * 10), weight_decay=0.1)
-    train_epoch = fnn.make_train_epoch(model, loss, optimizer, 22)
+    optimizer = fnn.adam(fnn.cosine_decay(0.002, 2 * 8), weight_decay=0.1)
+    train_epoch = fnn.make_train_epoch(model, loss, optimizer, 30)
 
     @jax.jit
     def start(x, labels):
@@ -248,7 +246,8 @@ def test_results_are_those_of_the_library_by_hand(data, tmp_path):
         state, losses = train_epoch(state, x[20:], labels[20:], key)
         logits, unseen = fnn.predict(model, state.params, x[:20]), labels[:20]
         value, _ = loss.forward(logits, unseen)
-        return state, [losses.mean(), value, fnn.accuracy(logits, unseen)]
+        mean = (30 * losses[:7].sum() + 10 * losses[7]) / 220  # the last batch has 10 images
+        return state, [mean, value, fnn.accuracy(logits, unseen)]
 
     x, labels, state, epoch_key = start(x, labels)
     table = []
@@ -382,6 +381,33 @@ def test_a_bad_file_ends_in_one_line_that_names_it_and_status_2(
     assert err.count("\n") == 1
 
 
+def test_images_too_large_for_memory_are_told_by_name(data, tmp_path, capsys, monkeypatch):
+    def load_idx(path, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(fnn, "load_idx", load_idx)
+    assert train(data, tmp_path) == 2
+    message = f"error: {data / TRAIN_LABELS}: there is not enough memory to read it\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_bad_data_leave_the_older_checkpoint(changed, mlp_run, tmp_path):
+    output = shutil.copytree(mlp_run, tmp_path / "output")
+    (changed / TRAIN_IMAGES).unlink()
+    assert train(changed, output) == 2
+    assert (output / "checkpoint.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_examples", "expected"),
+    [([1, 2, 6], 10, 2.4), ([1, 2, 3, 4], 16, 2.5), ([5], 2, 5.0)],
+)
+def test_the_mean_of_the_losses_weighs_examples_equally(losses, num_examples, expected):
+    """The batches have 4 examples, but the last may have fewer."""
+    mean = mnist.mean_over_examples(jnp.array(losses, jnp.float32), num_examples, 4)
+    assert float(mean) == pytest.approx(expected)
+
+
 def test_a_batch_of_more_than_all_images_is_refused(data, tmp_path, capsys):
     assert train(data, tmp_path, "--batch-size", "221") == 2
     message = "argument --batch-size: expected at most the 220 training images, got 221\n"
@@ -406,16 +432,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     assert (tmp_path / "params.npz").exists()
 
 
-def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path, monkeypatch):
-    whole, broken, store = tmp_path / "whole", tmp_path / "broken", resumable.store
+def test_a_resumed_run_ends_with_the_same_bits(data, tmp_path, monkeypatch):
+    whole, broken, save = tmp_path / "whole", tmp_path / "broken", fnn.save
 
-    def store_and_break_off(*arguments):
-        store(*arguments)
+    def save_and_break_off(*arguments, **options):
+        save(*arguments, **options)
         raise KeyboardInterrupt
 
     assert train(data, whole, "--epochs", "3") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(resumable, "store", store_and_break_off)
+        patch.setattr(fnn.loop, "save", save_and_break_off)
         assert train(data, broken, "--epochs", "3") == 130
     assert not (broken / "params.npz").exists()
     assert train(data, broken, "--epochs", "3", "--resume") == 0
@@ -423,7 +449,7 @@ def test_a_run_that_broke_off_and_resumed_ends_with_the_same_bits(data, tmp_path
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_examples_read_in_parts_are_the_same_and_have_the_same_checksum(data):
+def test_examples_read_in_parts_have_the_same_checksum(data):
     (path, labels), _, _ = mnist.read(data)
     order = jax.random.permutation(jax.random.key(0), len(labels))
     images, _, checksums = mnist.read_examples(path, order, labels[order])
@@ -461,7 +487,7 @@ def test_help_gives_every_option_and_its_default(capsys):
         "--data", "--model", "--seed", "--epochs", "--batch-size", "--learning-rate",
         "--weight-decay", "--dropout", "--output", "--checkpoint-every", "--resume",
         "--data-parallel", "--coordinator", "--num-processes", "--process-id", "--start-timeout",
-        "--epoch-timeout", "--quiet",
+        "--epoch-timeout", "--fast", "--quiet",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 17
+    assert " ".join(text.split()).count("(default: ") == 18

@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: a parser with one-line errors, types, files, progress."""
+"""What the scripts share: a parser with errors of one line, types of options, files, the end."""
 
 import argparse
 import contextlib
@@ -9,11 +9,9 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -23,7 +21,7 @@ import fnn
 
 
 class UserError(Exception):
-    """What a user gave is found wrong while the work goes on: told in one line, exit status 2."""
+    """The user gave something wrong. The script tells it in one line and ends with status 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,38 +51,40 @@ class Parser(argparse.ArgumentParser):
                 if os.path.lexists(path):
                     open(path, "r+b").close()
                     fnn.files.check_regular(path)
-        except OSError as error:
-            self.error(f"argument {option}: cannot write {path}: {error.strerror or error}")
+        except (OSError, RecursionError) as error:  # the latter where folders are nested too deep
+            reason = getattr(error, "strerror", None) or error
+            self.error(f"argument {option}: cannot write {path}: {reason}")
 
 
-def positive_int(text: str) -> int:
-    return _parse(int, text, 1, 2**31 - 1, f"an integer from 1 to {2**31 - 1}")
+def _number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    name = "an integer" if kind is int else "a number"
+    expected = f"expected {name} from {low} to {high}".replace("e+", "e")
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+        return value
+
+    return parse
 
 
-def layer_width(text: str) -> int:
-    return _parse(int, text, 1, 2**16, f"an integer from 1 to {2**16}")
+# Types of options.
+positive_int = _number(int, 1, 2**31 - 1)
+layer_width = _number(int, 1, 2**16)
+num_points = _number(int, 1, 10**8)
+seed = _number(int, 0, 2**32 - 1)
+nonnegative_float = _number(float, 0, 3e38)
+fraction = _number(float, 0, 1)
 
 
-def seed(text: str) -> int:
-    return _parse(int, text, 0, 2**32 - 1, f"an integer from 0 to {2**32 - 1}")
-
-
-def nonnegative_float(text: str) -> float:
-    return _parse(float, text, 0, 3e38, "a number from 0 to 3e38")
-
-
-def fraction(text: str) -> float:
-    return _parse(float, text, 0, 1, "a number from 0 to 1")
-
-
-def _parse(kind, text, low, high, expected):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
+def folder(text: str) -> pathlib.Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a folder, got ''")
+    return pathlib.Path(text)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -100,43 +100,12 @@ def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
     write_text(path, text.getvalue())
 
 
-def time_left(start: float, done: int, total: int) -> str:
-    """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
-    seconds = round((time.monotonic() - start) / done * (total - done))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
-
-
-@contextlib.contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """Gives report(done, text), which shows how far the work is: on a terminal one line, rewritten
-    at most ten times a second; elsewhere ten plain lines in all; nothing if quiet.
-    """
-    on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    shown = None
-    shown_at = -math.inf
-
-    def report(done, text):
-        nonlocal shown, shown_at
-        if on_terminal and (time.monotonic() - shown_at > 0.1 or done == total):
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{text[:width]:{width}}", end="", flush=True)
-            shown, shown_at = done, time.monotonic()
-        elif not on_terminal and done * 10 // total > (done - 1) * 10 // total:
-            print(text, flush=True)
-
-    try:
-        yield (lambda done, text: None) if quiet else report
-    finally:
-        if shown:
-            print()
-
-
 def tell(message: str, start: str = "") -> None:
     """Print a line on stderr with `start` and the script's name before it, if anybody listens."""
+    line = f"{pathlib.Path(sys.argv[0]).name}: {message}"
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     with contextlib.suppress(OSError):
-        print(f"{start}{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        print(start + line, file=sys.stderr, flush=True)
 
 
 def run(
@@ -144,24 +113,33 @@ def run(
     options: argparse.Namespace,
     folder: pathlib.Path | None = None,
 ) -> int:
-    """The exit status of work(options); what stops it from outside is told in one line.
+    """Return the exit status of work(options), and tell in one line what stops it early.
 
-    While it works no other process can run with the same `folder`: that one ends with a UserError.
+    It locks `folder`: another process that runs with the same one ends with a UserError.
     """
-    message = None
+    message, interrupts = None, signal.getsignal(signal.SIGINT)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for letters that it lacks, such as ±
     try:
         with sole_use(folder):
             start_jax()
+            if interrupts is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             status = work(options)
             print(end="", flush=True)  # so that it fails here, if it does, and not at the exit
     except UserError as error:
         message, status = str(error), 2
     except BrokenPipeError:  # who read the output has seen enough
         status = 128 + signal.SIGPIPE
+    except MemoryError:
+        message, status = "there is not enough memory", 1
     except (OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         message, status = (str(error) or type(error).__name__).splitlines()[0], 1
     except KeyboardInterrupt:
         message, status = "interrupted", 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, interrupts)
     try:
         print(end="", flush=True)
     except OSError:
@@ -172,7 +150,7 @@ def run(
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; at once if interrupted: a thread that compiles may crash Python's way."""
+    """End the process. After a signal JAX may still compile, and Python's own end could crash."""
     if status > 128:
         os._exit(status)
     sys.exit(status)
@@ -180,7 +158,7 @@ def leave(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
-    """Holds a lock on the folder, if any, that the system drops however the process ends.
+    """Hold a lock on the folder, if any. The system drops it when the process ends or is killed.
 
     Raises:
         UserError: another process holds it.

@@ -2,14 +2,13 @@
 
 import functools
 import math
-import pathlib
 import statistics
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 from shared import figures
-from shared.command_line import layer_width, nonnegative_float, positive_int
+from shared.command_line import folder, layer_width, nonnegative_float, num_points, positive_int
 
 import fnn
 
@@ -52,9 +51,9 @@ def add_training_options(
         default=reduction,
         help="of the squared errors in the loss trained on",
     )
-    option("--train-size", type=positive_int, default=1000, help="training points")
-    option("--test-size", type=positive_int, default=1000, help="test points")
-    option("--output", type=pathlib.Path, default=output, help="folder for the results")
+    option("--train-size", type=num_points, default=1000, help="training points")
+    option("--test-size", type=num_points, default=1000, help="test points")
+    option("--output", type=folder, default=output, help="folder for the results")
 
 
 def check_batch_size(parser, options) -> None:
@@ -123,8 +122,8 @@ def format_metrics(train_loss, train_accuracy, loss, accuracy) -> list[str]:
     return [f"{train_loss:.8g}", f"{train_accuracy:.6g}", f"{loss:.8g}", f"{accuracy:.6g}"]
 
 
-def draw_decision_regions(model: fnn.Layer, params, points, labels) -> str:
-    """The figure of what the network says over the unit square, and of its mistakes."""
+def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[int]]:
+    """The classes that the network says for 200 x 200 cells of the unit square, and for points."""
     cells = jnp.array([(i + 0.5) / 200 for i in range(200)], points.dtype)  # their centres
 
     @jax.jit
@@ -132,8 +131,11 @@ def draw_decision_regions(model: fnn.Layer, params, points, labels) -> str:
         grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
         return [jnp.argmax(fnn.predict(model, params, x), axis=-1) for x in (grid, points)]
 
-    results = jax.device_get(classify(params, cells, points))
-    inside, predicted = (part.tolist() for part in results)
+    return [part.tolist() for part in jax.device_get(classify(params, cells, points))]
+
+
+def draw_decision_regions(inside, predicted, points, labels) -> str:
+    """The figure of what classify returned, and of the mistakes among the points."""
     answers = zip(points.tolist(), labels.tolist(), predicted, strict=True)
     mistakes = [(point, label) for point, label, answer in answers if answer != label]
     wrong_points, their_labels = zip(*mistakes, strict=True) if mistakes else ((), ())

@@ -1,10 +1,7 @@
-"""What scripts share to train on many devices: options, processes that find each other, and time
-limits, so that nothing waits for a process that is not there.
+"""A script in several processes: they find each other, agree, and end together.
 
-    options = parse_options()            # with add_options
-    return distributed.run(train, options)
-
-Only the first process writes to --output, and only what it prints on stdout is shown.
+Every wait has a time limit, because another process may be gone. Only the first process writes to
+--output, and only what it prints on stdout is shown.
 """
 
 import argparse
@@ -12,120 +9,68 @@ import collections
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.distributed import global_state  # the only way to a process that has no devices
 from jax.experimental import multihost_utils
-from shared import command_line, resumable
-from shared.command_line import Parser, UserError, positive_int
-
-import fnn
+from shared import command_line
+from shared.command_line import UserError
 
 SECONDS_TO_LEAVE = 3
+PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
 
 
-def add_options(parser: Parser) -> None:
-    option = parser.add_argument
-    option("--data-parallel", action="store_true", help="train on all devices, of all processes")
-    option(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="where process 0 listens, if not told by JAX_COORDINATOR_ADDRESS, Slurm or Open MPI; "
-        "with it, --data-parallel goes without saying",
-    )
-    option("--num-processes", type=positive_int, metavar="N", help="how many processes there are")
-    option("--process-id", type=int, metavar="I", help="which one this is, from 0 to N - 1")
-    option(
-        "--start-timeout",
-        type=positive_int,
-        default=60,
-        metavar="SECONDS",
-        help="how long the processes wait for each other at the start",
-    )
-    option(
-        "--epoch-timeout",
-        type=positive_int,
-        default=600,
-        metavar="SECONDS",
-        help="how long a process waits for the others to finish an epoch, compilation included",
-    )
+def uses_all_devices(options: argparse.Namespace) -> bool:
+    several = options.coordinator is not None or options.num_processes is not None
+    return options.data_parallel or several
 
 
-def check_options(parser: Parser, options: argparse.Namespace) -> None:
-    """End with an error unless the options on processes fit together."""
-    number, count = options.process_id, options.num_processes
-    options.data_parallel |= options.coordinator is not None or count is not None
-    address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if options.data_parallel and address is not None:
-        host, _, port = address.rpartition(":")
-        if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
-            parser.error(f"argument --coordinator: expected HOST:PORT, got {address!r}")
-    if (count is None) != (number is None):
-        parser.error("arguments --num-processes and --process-id: expected both or none")
-    if count is not None and not 0 <= number < count:
-        parser.error(
-            f"argument --process-id: expected an integer from 0 to {count - 1}, got {number}"
-        )
-    if count is not None and address is None:
-        parser.error("argument --coordinator: expected HOST:PORT with --num-processes, got none")
+def run(
+    work: Callable[[argparse.Namespace], int], options: argparse.Namespace, same: dict[str, Any]
+) -> int:
+    """Run command_line.run(work, options) in every process; the first one locks options.output.
 
-
-def run(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """command_line.run(work, options, options.output) in every process, the folder in the first."""
-    if options.data_parallel and (problem := _connect(options)):
-        command_line.tell(f"error: {problem}")
+    All processes must have equal values in `same`, whose keys say what they are.
+    """
+    place = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "the coordinator")
+    try:
+        if uses_all_devices(options):
+            _connect(options, place)
+    except (RuntimeError, ValueError, UserError) as error:
+        command_line.tell(f"error: cannot join the run at {place}: {str(error).splitlines()[0]}")
         return _leave(1)
-    is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
-    with contextlib.nullcontext() if is_first else _silence():
-        folder = options.output if is_first else None
-        status = command_line.run(_with_others(work, folder), options)
-    return _leave(status)
+    is_first = global_state.process_id == 0
+    folder = options.output if is_first else None
 
-
-def _with_others(work, folder):
-    """work, if all processes have the same options; errors of JAX may be of another process."""
-
-    def checked(options):
-        settings = resumable.settings(options), options.checkpoint_every, options.num_processes
+    def work_with_others(options):
         try:
             with contextlib.ExitStack() as held:
-                with together(options):
+                with together(options.epoch_timeout):
                     held.enter_context(command_line.sole_use(folder))
-                agree(options, "options", *settings)
+                agree(options.epoch_timeout, same)
                 return work(options)
-        except (RuntimeError, ValueError) as error:  # as JAX calls it depends on the operation
+        except (RuntimeError, ValueError) as error:  # JAX raises either if a process is gone
             if jax.process_count() == 1:
                 raise
             problem = f"another process may be gone: {error}"
             raise jax.errors.JaxRuntimeError(problem) from error
 
-    return checked
+    with contextlib.nullcontext() if is_first else _silence():
+        status = command_line.run(work_with_others, options)
+    return _leave(status)
 
 
-def agree(options: argparse.Namespace, what: str, *values: Any) -> None:
-    """Raise UserError in every process unless all of them have the same values."""
-    if jax.process_count() > 1:
-        checksum = zlib.crc32(repr(values).encode())
-        with epoch_deadline(options):
-            checksums = multihost_utils.process_allgather(jnp.uint32(checksum))
-        if (checksums != checksum).any():
-            raise UserError(f"the processes have different {what}")
-
-
-def _connect(options):
-    """Finds the other processes, if there are any; what is wrong, if anything."""
-    told = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    place = told or "the coordinator"
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait until the end
-    try:
-        with deadline(options.start_timeout, f"the processes did not all come to {place}"):
+def _connect(options, place):
+    """Find the other processes, if there are any, and start the devices of all."""
+    with deadline(options.start_timeout, f"the processes did not all come to {place}"):
+        try:
             jax.distributed.initialize(
                 options.coordinator,
                 options.num_processes,
@@ -134,24 +79,41 @@ def _connect(options):
                 heartbeat_timeout_seconds=10 * options.epoch_timeout,
                 shutdown_timeout_seconds=options.epoch_timeout,
             )
+        except ValueError as error:
+            if "coordinator_address should be defined" in str(error):
+                return  # there are no other processes
+            raise
+        client, outcome = global_state.client, threading.Lock()  # who has it tells the outcome
+
+        def listen():
+            while not outcome.locked():
+                with contextlib.suppress(RuntimeError):  # there is no problem yet
+                    problem = client.blocking_key_value_get(PROBLEM, 500)
+                    if outcome.acquire(blocking=False):
+                        command_line.tell(f"error: another process has ended: {problem}")
+                        _leave(1)
+
+        threading.Thread(target=listen, daemon=True).start()
+        try:
             command_line.start_jax()
-            counts = collections.Counter(device.process_index for device in jax.devices())
-            if len({*counts.values()}) > 1:
-                return f"expected equally many devices in every process, got {[*counts.values()]}"
-            with _silence():  # Gloo tells on stdout that it is connected
-                _largest(None)
-    except (RuntimeError, ValueError, UserError) as error:
-        if "coordinator_address should be defined" not in str(error):  # no other processes
-            return f"cannot join the run at {place}: {str(error).splitlines()[0]}"
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-    return None
+        except UserError as error:
+            outcome.acquire()
+            with contextlib.suppress(RuntimeError):  # another process has told its own
+                client.key_value_set(PROBLEM, str(error))
+            raise
+        outcome.acquire()
+        counts = collections.Counter(device.process_index for device in jax.devices())
+        if len({*counts.values()}) > 1:
+            counts = [*counts.values()]
+            raise UserError(f"expected equally many devices in every process, got {counts}")
+        with _silence():  # Gloo tells on stdout that it is connected
+            largest(options.start_timeout, 0)
 
 
 @contextlib.contextmanager
 def _silence():
-    """What is printed on stdout is lost, by libraries in other languages too."""
-    if sys.stdout is None:  # which was closed: number 1 is another file, or none
+    """Drop all that is printed on stdout, also by libraries in other languages."""
+    if sys.stdout is None:  # it was closed: descriptor 1 can be another file
         yield
         return
     sys.stdout.flush()
@@ -167,15 +129,16 @@ def _silence():
 
 
 def _leave(status):
-    """status, if it is 0; else the process ends here, whether or not the others do.
+    """Return the status if it is 0, or if there is one process; else end this process with it.
 
-    The first one, with which JAX would abort the others, gives them the time to tell why they end.
+    JAX aborts the other processes when the first one ends. So that one waits a little if the others
+    may still have to tell why they end.
     """
     if status and jax.distributed.is_initialized():
         sys.stderr.flush()
-        if status == 1 and jax.process_index() == 0:
-            time.sleep(SECONDS_TO_LEAVE)
-        elif status != 1:
+        if status == 1:
+            time.sleep(0 if global_state.process_id else SECONDS_TO_LEAVE)
+        else:
             threading.Timer(SECONDS_TO_LEAVE, os._exit, (status,)).start()
             with contextlib.suppress(RuntimeError):
                 jax.distributed.shutdown()
@@ -185,9 +148,9 @@ def _leave(status):
 
 @contextlib.contextmanager
 def deadline(seconds: float, problem: str) -> Iterator[None]:
-    """Ends the process, with a line that tells the problem, if what is inside takes longer.
+    """End the process, with a line that tells the problem, if the block takes longer.
 
-    A thread does it, since nothing reaches the main one while it waits for another process.
+    Another thread does it, because the main one can do nothing while it waits for a process.
     """
 
     def end():
@@ -203,112 +166,60 @@ def deadline(seconds: float, problem: str) -> Iterator[None]:
         timer.cancel()
 
 
-def describe() -> str:
-    """The devices of the run, as text."""
-    device, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
-    text = f"{device.platform} ({device.device_kind})"
-    text = f"{count} x {text}" if count > 1 else text
-    return f"{processes} processes, {text}" if processes > 1 else text
-
-
-def epoch_deadline(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
-    """The deadline of an epoch and of what is between two, where there are other processes."""
+def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
+    """The deadline for a step that waits for other processes, if there are any."""
     if jax.process_count() == 1:
         return contextlib.nullcontext()
     problem = "another process is gone or slow: the epoch did not end"
     grace = SECONDS_TO_LEAVE if jax.process_index() == 0 else 0  # as in _leave
-    return deadline(options.epoch_timeout + grace, problem)
-
-
-def make_mesh(options: argparse.Namespace, **divided: int) -> jax.sharding.Mesh | None:
-    """The mesh of all devices with --data-parallel, else None.
-
-    Raises:
-        UserError: the devices do not divide one of the options `divided`, given by name.
-    """
-    if not options.data_parallel:
-        return None
-    count = jax.device_count()
-    for name, value in divided.items():
-        if value % count:
-            raise UserError(
-                f"argument --{name.replace('_', '-')}: expected a multiple of the {count} devices, "
-                f"got {value}"
-            )
-    return fnn.data_parallel_mesh()
-
-
-def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
-    """The tree replicated over the mesh, if there is one."""
-    return tree if mesh is None else fnn.replicate(mesh, tree)
-
-
-def place_examples(
-    options: argparse.Namespace,
-    mesh: jax.sharding.Mesh | None,
-    arrays: tuple[jax.Array, ...],
-    load: Callable[..., Any] = lambda *arrays: arrays,
-) -> Any:
-    """load(*arrays) over the mesh, if there is one, for arrays (n, ...) that every process has.
-
-    Each process loads its part alone; all of them, if the devices do not divide n. What one finds
-    wrong in it ends all.
-    """
-    count, index = jax.process_count(), jax.process_index()
-    is_divided = mesh is not None and not any(len(array) % mesh.size for array in arrays)
-    if is_divided:
-        arrays = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
-    with together(options):
-        loaded = load(*arrays)
-    return fnn.shard_batch(mesh, loaded) if is_divided else place(mesh, loaded)
+    return deadline(seconds + grace, problem)
 
 
 @contextlib.contextmanager
-def together(options: argparse.Namespace) -> Iterator[None]:
-    """What is inside ends with a UserError in every process if it does in one."""
+def together(timeout: float) -> Iterator[None]:
+    """End with a UserError in every process if the block ends with one in any of them."""
     problem = None
     try:
         yield
     except UserError as error:
         problem = error
-    is_told = largest(options, problem and 1)
+    is_told = largest(timeout, problem and 1)
     if problem or is_told:
         raise problem or UserError("another process has found an error, and tells it")
 
 
-def restore(
-    options: argparse.Namespace, state: Any, columns: Sequence[str]
-) -> tuple[Any, list[list[float]]]:
-    """What resumable.restore gives the first process, in every one.
-
-    Raises:
-        UserError: the checkpoint is not whole, or was made with other settings.
-    """
-    with together(options):
-        state, table = resumable.restore(options, state, columns)
-    return _from_first(options, state, table)
+def agree(timeout: float, same: dict[str, Any]) -> None:
+    """Raise UserError in every process if one has another value of `same`; it names the keys."""
+    if jax.process_count() == 1:
+        return
+    checksums = [zlib.crc32(repr(value).encode()) for value in same.values()]
+    columns = zip(same, _gather(timeout, checksums).T.tolist(), strict=True)
+    differ = [what for what, values in columns if len({*values}) > 1]
+    if differ:
+        raise UserError(f"the processes have different {' and '.join(differ)}")
 
 
-def _from_first(options, tree, note):
-    """The first process's tree of arrays and its note, of JSON's types, in every process."""
+def from_first(timeout: float, tree: Any, note: Any) -> tuple[Any, Any]:
+    """Return the first process's tree of arrays, and its note of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
     send = multihost_utils.broadcast_one_to_all
     text = json.dumps(note).encode()
-    with epoch_deadline(options):
+    with epoch_deadline(timeout):
         length = int(send(jnp.int32(len(text))))
         buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
         return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
 
 
-def largest(options: argparse.Namespace, number: int | None) -> int | None:
-    """The largest of the processes' numbers, the same in every process; None is the least."""
+def largest(timeout: float, number: int | None) -> int | None:
+    """Return the largest of the processes' numbers in every process; None is less than any."""
     if jax.process_count() == 1:
         return number
-    with epoch_deadline(options):
-        return _largest(number)
+    return int(_gather(timeout, [number or 0]).max()) or None
 
 
-def _largest(number):
-    numbers = jnp.full(jax.local_device_count(), number or 0)
-    return int(jnp.max(fnn.shard_batch(fnn.data_parallel_mesh(), numbers))) or None
+def _gather(timeout, numbers):
+    """The numbers of every process, an array (processes, numbers)."""
+    # These settings make the same program in every process, even where they differ.
+    with epoch_deadline(timeout), jax.enable_x64(False), jax.disable_jit(False):
+        return multihost_utils.process_allgather(jnp.array(numbers, jnp.uint32))

@@ -1,14 +1,12 @@
 """Images and labels in four IDX files, as MNIST's, and networks that tell the classes apart."""
 
 import functools
-import math
 import pathlib
 import zlib
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from shared.command_line import UserError
 
 import fnn
@@ -46,10 +44,10 @@ def read(folder: pathlib.Path):
 
 
 def read_examples(path: pathlib.Path, numbers: jax.Array, labels: jax.Array):
-    """The images of these numbers (n,) in the file, their labels (n,), and a checksum of each.
+    """The images with these numbers (n,) in the file, their labels (n,), and a checksum of each.
 
-    A checksum is of the pixels, the label and the number: the sum over all examples tells other
-    data apart, and does not depend on which process reads which.
+    A checksum is made of the pixels, the label and the number. Their sum over all examples is
+    another one for other data, and the same whichever process reads which images.
 
     Raises:
         UserError: the file is corrupt.
@@ -93,6 +91,8 @@ def _read_bytes(path, axes, load):
         array = load(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except MemoryError:
+        raise UserError(f"{path}: there is not enough memory to read it") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     if array.dtype != jnp.uint8 or array.ndim != len(axes):
@@ -165,29 +165,26 @@ MODELS = {"mlp": make_mlp, "cnn": make_cnn}
 
 
 def evaluate(model: fnn.Layer, params, images, labels):
-    """Mean cross-entropy, accuracy, and the logits (n, classes), from a few images at a time.
-
-    Over a mesh each device looks at its own images.
-    """
-
-    def predict(params, images):
-        one_by_one = functools.partial(fnn.predict, model, params)
-        return jax.lax.map(one_by_one, images, batch_size=EVALUATED_AT_ONCE)
-
-    mesh, axes = fnn.sharding.sharded_axes(images)
-    if axes and len(images) % math.prod(mesh.shape[axis] for axis in axes) == 0:
-        specs = PartitionSpec(), PartitionSpec(axes)
-        predict = jax.shard_map(predict, mesh=mesh, in_specs=specs, out_specs=specs[1])
-    logits = predict(params, images)
+    """Mean cross-entropy, accuracy, and the logits (n, classes), a few images at a time."""
+    logits = fnn.predict(model, params, images, batch_size=EVALUATED_AT_ONCE)
     loss, _ = fnn.CrossEntropyLoss().forward(logits, labels)
     return loss, fnn.accuracy(logits, labels), logits
 
 
-def test(model: fnn.Layer, params, images, labels, most_mistakes: int):
-    """Mean cross-entropy, accuracy, the number of mistakes, and the most confident of these.
+def mean_over_examples(losses, num_examples: int, batch_size: int):
+    """The mean over the examples of losses (steps,) that are means over batches.
 
-    They are (images, labels, predicted classes, probabilities) in the order of the probabilities,
-    each (min(most_mistakes, n), ...); those beyond the number of mistakes are no mistakes.
+    The last batch may be smaller than the others.
+    """
+    sizes = jnp.full(len(losses), batch_size).at[-1].add(num_examples - len(losses) * batch_size)
+    return jnp.sum(losses * sizes.astype(losses.dtype)) / num_examples
+
+
+def test(model: fnn.Layer, params, images, labels, most_mistakes: int):
+    """Mean cross-entropy, accuracy, predicted classes (n,), number of mistakes, and the mistakes.
+
+    The mistakes are (images, labels, predicted classes, probabilities), the most probable first,
+    each (min(most_mistakes, n), ...). Those beyond the number of mistakes are no mistakes.
     """
     loss, accuracy, logits = evaluate(model, params, images, labels)
     predicted = jnp.argmax(logits, axis=-1)
@@ -196,4 +193,4 @@ def test(model: fnn.Layer, params, images, labels, most_mistakes: int):
     most_mistakes = min(most_mistakes, len(labels))
     _, indices = jax.lax.top_k(jnp.where(wrong, probability, -1), most_mistakes)
     mistakes = [part[indices] for part in (images, labels, predicted, probability)]
-    return loss, accuracy, jnp.sum(wrong), mistakes
+    return loss, accuracy, predicted, jnp.sum(wrong), mistakes

@@ -16,7 +16,7 @@ import warnings
 
 import train_disk
 
-import fnn
+import fnn.loop
 
 
 def run(folder, arguments, hold=0, how="wait"):
@@ -55,7 +55,7 @@ def run(folder, arguments, hold=0, how="wait"):
         time.sleep(0.004)
         fsync(file)
 
-    fnn.save = reporting_save
+    fnn.save = fnn.loop.save = reporting_save
     if how == "slow":
         os.fsync = slow_fsync
     sys.argv = ["train_disk.py", *arguments, "--output", folder]

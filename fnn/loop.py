@@ -1,0 +1,302 @@
+"""The loop over epochs, with metrics, progress, checkpoints and interruptions.
+
+A program that shows progress, and that goes on from its checkpoint when it is started again:
+
+    @jax.jit
+    def run_epoch(state, number):
+        state, losses = train_epoch(state, x, target, jax.random.fold_in(key, number))
+        return state, losses, [fnn.accuracy(fnn.predict(model, state.params, test_x), labels)]
+
+    path, columns = "run.npz", ["accuracy"]
+    state, history = fnn.load_checkpoint(path, state, 10, columns)
+    with fnn.interruptions() as interruption, fnn.progress(10) as report:
+        for number, state, history in fnn.run_epochs(
+            run_epoch, state, 10, columns,
+            history=history, checkpoint=path, interruption=interruption,
+        ):
+            report(number, f"epoch {number}: {history[-1]}")
+"""
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn._checks import check_integer
+from fnn.checkpoint import load, read_note, save
+from fnn.epoch import make_train_epoch
+from fnn.inspection import find_nonfinite
+from fnn.layer import Layer
+from fnn.losses import Loss
+from fnn.optimizers import Optimizer
+from fnn.training import TrainState
+
+EXAMPLES_AT_ONCE = 1000  # whose saved tensors find_nonfinite_in_epoch keeps
+
+
+class Epoch(NamedTuple):
+    """What run_epochs yields after an epoch."""
+
+    number: int  # from 1
+    state: Any  # after this epoch
+    history: list[dict[str, float]]  # a row of metrics for each epoch so far; the list grows
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss, metric or parameter is NaN or infinite. `history` has the row of that epoch too."""
+
+    def __init__(self, message: str, history: list[dict[str, float]]):
+        super().__init__(message)
+        self.history = history
+
+
+class Interrupted(Exception):
+    """run_epochs has stopped because of the signal `number`."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+def run_epochs(
+    run_epoch: Callable[[Any, int], tuple[Any, Any, Sequence]],
+    state: Any,
+    num_epochs: int,
+    columns: Sequence[str],
+    *,
+    history: Sequence[dict[str, float]] = (),
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1,
+    settings: dict[str, Any] | None = None,
+    interruption: Callable[[], int | None] | None = None,
+    diagnose: Callable[[Any, int], tuple[str, str] | None] | None = None,
+) -> Iterator[Epoch]:
+    """Run the epochs that `history` has no row for, and yield an Epoch after each.
+
+    The checkpoint is a file that is written after every `checkpoint_every` epochs, when the run is
+    interrupted, and at the end. A run without a history first removes an older one, which could
+    be resumed in its place. If there are several processes, only the first one writes.
+
+    Args:
+        run_epoch: (state, number) -> (state, losses, metrics): a pytree, the losses of all steps
+            as arrays of any shape, and a number for each of `columns`.
+        history: what load_checkpoint returned beside `state`.
+        settings: what the results depend on, of JSON's types. load_checkpoint compares it.
+        interruption: returns the number of a signal if the run has to stop, else None, as the
+            function of interruptions() does. Several processes must get the same number.
+        diagnose: (state before the epoch, number) -> the layer and direction where numbers first
+            stop being finite, or None. See find_nonfinite_in_epoch.
+
+    Raises:
+        NotFiniteError: a loss, a metric or a leaf of the state is not finite after an epoch. The
+            message names the epoch and what `diagnose` found. The checkpoint before stays.
+        Interrupted: a signal came before the last epoch. The epoch has been stored and yielded.
+        ValueError: num_epochs or checkpoint_every is not a positive integer.
+        OSError: the checkpoint cannot be written.
+    """
+    num_epochs = check_integer("run_epochs", "num_epochs", num_epochs, 1)
+    checkpoint_every = check_integer("run_epochs", "checkpoint_every", checkpoint_every, 1)
+    history = [*history]
+    writes = checkpoint is not None and jax.process_index() == 0
+    if writes and not history:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.realpath(checkpoint))
+
+    def store():
+        if writes:
+            table = [[*row.values()] for row in history]
+            save(checkpoint, jax.device_get(state), note={"settings": settings, "table": table})
+
+    for number in range(len(history) + 1, num_epochs + 1):
+        new_state, losses, metrics = run_epoch(state, number)
+        values = [float(value) for value in metrics]
+        history.append(dict(zip(columns, values, strict=True)))
+        has_good_losses = all(map(math.isfinite, values)) and is_finite(losses)
+        if not (has_good_losses and is_finite(new_state)):
+            what = "parameters are" if has_good_losses else "loss is"
+            place = diagnose(state, number) if diagnose else None
+            where = " (first met: layer {}, {})".format(*place) if place else ""
+            raise NotFiniteError(f"the {what} not finite in epoch {number}{where}", history)
+        state = new_state
+        is_last = number == num_epochs
+        is_due = is_last or number % checkpoint_every == 0
+        if is_due:
+            store()
+        signal_number = interruption() if interruption else None  # after store, which takes time
+        if signal_number and not is_due:
+            store()
+        yield Epoch(number, state, history)
+        if signal_number and not is_last:
+            raise Interrupted(f"interrupted in epoch {number}", signal_number)
+
+
+def load_checkpoint(
+    checkpoint: str | os.PathLike,
+    state: Any,
+    num_epochs: int,
+    columns: Sequence[str],
+    *,
+    settings: dict[str, Any] | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """(state, history) from the file of run_epochs, or (the given state, []) if there is no file.
+
+    run_epochs goes on from there, and ends with the same bits as a run that was never stopped.
+    The loaded state has the structure, shapes and dtypes of `state`, on the default device.
+
+    The arguments are those of run_epochs.
+
+    Raises:
+        ValueError: it is no checkpoint, is cut off or corrupt, has another state, more epochs or
+            other columns, or is from a run with other settings. The message tells what differs.
+        OSError: the file cannot be read.
+    """
+    if not os.path.exists(checkpoint):
+        return state, []
+    match read_note(checkpoint):
+        case {"settings": (dict() | None) as theirs, "table": list(table)}:
+            pass
+        case _:
+            raise ValueError(f"{checkpoint}: not the checkpoint of a training")
+    ours, theirs = settings or {}, theirs or {}
+    differences = [
+        f"{name.replace('_', ' ')} {theirs.get(name, 'unset')}, not {ours.get(name, 'unset')}"
+        for name in {**ours, **theirs}
+        if name not in ours or name not in theirs or ours[name] != theirs[name]
+    ]
+    if differences:
+        raise ValueError(f"{checkpoint} is from a run with {'; '.join(differences)}")
+    kinds = ([*map(type, row)] if isinstance(row, list) else None for row in table)
+    if len(table) > num_epochs or any(row != [float] * len(columns) for row in kinds):
+        raise ValueError(f"{checkpoint}: expected a row of {len(columns)} numbers for each epoch")
+    history = [dict(zip(columns, row, strict=True)) for row in table]
+    return load(checkpoint, state), history
+
+
+@contextlib.contextmanager
+def interruptions(
+    heard: Callable[[int], None] = lambda number: None,
+) -> Iterator[Callable[[], int | None]]:
+    """Give a function that returns the number of the first SIGINT or SIGTERM so far, or None.
+
+    Neither interrupts the main thread, so that an epoch can be finished and stored. But a SIGINT
+    after the first signal ends the process at once. Signals that were ignored stay ignored.
+    The handlers from before are set again at the end. Only the main thread can enter.
+
+    Args:
+        heard: another thread calls it with the number of the first signal, at once.
+    """
+    first = []
+    both = signal.SIGINT, signal.SIGTERM
+    numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def listen():  # in a thread, because the main one hears nothing while it waits for XLA
+        while received := listener.recv(1):  # nothing when the other end is closed
+            number = received[0]
+            if first and number == signal.SIGINT:
+                os._exit(128 + number)
+            if not first and number in numbers:
+                first.append(number)
+                heard(number)
+
+    listener, waker = socket.socketpair()
+    thread = threading.Thread(target=listen, daemon=True)
+    with listener, waker:
+        waker.setblocking(False)
+        thread.start()
+        previous_waker = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        try:
+            yield lambda: first[0] if first else None
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(previous_waker)
+            waker.close()
+            thread.join()
+
+
+@contextlib.contextmanager
+def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], None]]:
+    """Give report(done, text), which shows the text of the work done so far, or nothing if quiet.
+
+    On a terminal it is one line, rewritten at most ten times a second; else ten lines in all.
+    """
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    shown, shown_at = None, -math.inf
+
+    def report(done, text):
+        nonlocal shown, shown_at
+        if on_terminal and (time.monotonic() - shown_at > 0.1 or done == total):
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{text[:width]:{width}}", end="", flush=True)
+            shown, shown_at = done, time.monotonic()
+        elif not on_terminal and done * 10 // total > (done - 1) * 10 // total:
+            print(text, flush=True)
+
+    try:
+        yield (lambda done, text: None) if quiet else report
+    finally:
+        if shown:
+            print()
+
+
+def time_left(start: float, done: int, total: int) -> str:
+    """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
+    seconds = round((time.monotonic() - start) / done * (total - done))
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+
+
+def is_finite(tree: Any) -> bool:
+    """Whether no floating array of the tree has a NaN or an infinity."""
+    # On the host, because compiling the check can take longer than a short training.
+    arrays = (a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact))
+    return all((abs(array) < math.inf).all() for array in jax.device_get([*arrays]))
+
+
+def find_nonfinite_in_epoch(
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    batch_size: int,
+    state: TrainState,
+    x: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+) -> tuple[str, str] | None:
+    """The layer and direction where an epoch first meets a NaN or an infinity, or None.
+
+    The epoch runs once more from `state`, up to the first step whose gradients are not finite.
+    fnn.find_nonfinite then looks at all examples, with the parameters before that step.
+
+    Shapes: the arguments are those of make_train_epoch and of the function that it returns.
+    """
+
+    def update(grads, opt_state, params):
+        inner, goes_on = opt_state
+        for grad in jax.tree.leaves(grads):
+            goes_on &= jnp.all(jnp.isfinite(grad))
+        new, choose = optimizer.update(grads, inner, params), functools.partial(jnp.where, goes_on)
+        params, inner = jax.tree.map(choose, new, (params, inner))
+        return params, (inner, goes_on)
+
+    run_epoch = make_train_epoch(model, loss, Optimizer(optimizer.init, update), batch_size)
+    state = TrainState(state.params, (state.opt_state, jnp.array(True)))
+    params = run_epoch(state, x, target, key)[0].params
+    for start in range(0, len(x), EXAMPLES_AT_ONCE):
+        part = slice(start, start + EXAMPLES_AT_ONCE)
+        if place := find_nonfinite(model, loss, params, x[part], target[part]):
+            return place
+    return None
