@@ -11,6 +11,8 @@ from cases import LAYERS, LayerCase, draw, layer_inputs
 
 import fnn
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 mse = fnn.MSELoss()
 
 

@@ -15,6 +15,8 @@ from shared import distributed, mnist
 import fnn
 from fnn import training
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
 COLLECTIVES = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 model = fnn.Sequential(fnn.Linear(6, 8), fnn.LeakyReLU(), fnn.Linear(8, 3))
@@ -25,7 +27,7 @@ x, target = draw(1, (1600, 6)), draw(2, (1600, 3))
 
 
 def make_mesh(num_devices, axis_type=AxisType.Auto):
-    devices = jax.devices()[:num_devices]
+    devices = jax.devices("cpu")[:num_devices]
     return jax.make_mesh((num_devices,), ("data",), (axis_type,), devices=devices)
 
 
@@ -249,14 +251,16 @@ def test_what_the_devices_do_not_divide_is_refused():
     arguments = place(mesh, start, x[:8], target[:8])
     with pytest.raises(ValueError, match=r"4 devices divide, got 6 and 8"):
         epoch(*arguments, jax.random.key(0))
-    for devices in ([], jax.devices()[:1] * 2):
+    for devices in ([], jax.devices("cpu")[:1] * 2):
         with pytest.raises(ValueError, match="data_parallel_mesh: expected different devices"):
             fnn.data_parallel_mesh(devices)
 
 
 def test_the_mesh_is_of_all_devices_or_the_given_ones():
     assert [*fnn.data_parallel_mesh().devices.flat] == jax.devices()
-    assert [*fnn.data_parallel_mesh(jax.devices()[2:4]).devices.flat] == jax.devices()[2:4]
+    assert [*fnn.data_parallel_mesh(jax.devices("cpu")[2:4]).devices.flat] == jax.devices("cpu")[
+        2:4
+    ]
     replicated, parts = place(make_mesh(4), start.params, x)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(replicated))
     assert {shard.data.shape for shard in parts.addressable_shards} == {(400, 6)}
@@ -264,7 +268,7 @@ def test_the_mesh_is_of_all_devices_or_the_given_ones():
 
 def test_what_explicit_axes_do_not_divide_is_whole_whatever_the_other_axes_are():
     types = AxisType.Explicit, AxisType.Auto
-    mesh = jax.make_mesh((2, 2), ("data", "model"), types, devices=jax.devices()[:4])
+    mesh = jax.make_mesh((2, 2), ("data", "model"), types, devices=jax.devices("cpu")[:4])
     for spec, axes in ((PartitionSpec(), ()), (PartitionSpec("data"), ("data",))):
         array = jax.device_put(x[:4], NamedSharding(mesh, spec))
         assert fnn.sharding.sharded_axes(array)[1] == axes
