@@ -23,7 +23,7 @@ def step_cost(model, x):
     return cost(functools.partial(passes, model), params, x, x, key)
 
 
-def test_remat_computes_again_what_it_does_not_keep_without_a_scan_too():
+def test_remat_trades_memory_for_operations_without_a_scan():
     """Products, and masks drawn from the key; neither is merged with the first pass's."""
     wide = fnn.Sequential(
         fnn.Linear(32, 32), fnn.Tanh(), fnn.Linear(32, 32), fnn.Tanh(), fnn.Dropout(0.5)
@@ -56,12 +56,12 @@ def test_repeated_remat_needs_a_third_of_autodiffs_memory():
     assert 3 * temporary <= by_jax
 
 
-def test_accumulated_gradients_need_a_quarter_of_the_whole_batchs_memory():
+def test_accumulated_gradients_need_a_quarter_of_the_memory():
     temporary, of_whole_batch = temporary_bytes(compare_autodiff.eight_microbatches())
     assert 4 * temporary <= of_whole_batch
 
 
-def test_a_networks_squared_norms_are_vmapped_jax_grads_for_no_more_memory():
+def test_squared_norms_need_no_more_memory_than_vmapped_grads():
     in_closed_form, by_jax, make_arguments = compare_autodiff.squared_norms_of_two_layers()
     args = make_arguments()
     actual, expected = jax.jit(in_closed_form)(*args), jax.jit(by_jax)(*args)

@@ -71,7 +71,7 @@ def test_windows_side_by_side_are_those_of_reduce_window(kind, window):
 
 
 @pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-def test_the_cost_of_windows_side_by_side_does_not_grow_with_them(kind):
+def test_cost_does_not_grow_with_windows_side_by_side(kind):
     def costs(size):
         def passes(x):
             y, residuals = layer.forward((), x)
@@ -101,7 +101,7 @@ def test_an_image_without_rows_is_refused():
         run(fnn.Conv2d(3, 4, 1, padding=3, stride=2), jnp.ones((2, 0, 5, 3)))
 
 
-def test_convolutions_of_both_passes_have_the_axes_that_are_fast_in_a_scan():
+def test_convolutions_have_the_order_of_axes_that_is_fast():
     """XLA's CPU compiler puts another order right outside of loops alone."""
     layer = fnn.Conv2d(2, 3, 3, stride=2, padding=1)
     params, x = layer.init(KEY), draw(1, (4, 6, 5, 2))

@@ -169,7 +169,7 @@ def test_16_bit_results_are_close_to_exact_ones(case):
 
 @pytest.mark.parametrize("name", ["Linear", "Conv2d"])
 @pytest.mark.parametrize("batch", [30, 1000])
-def test_grads_of_float32_params_are_not_rounded_to_the_16_bits_of_x(name, batch):
+def test_float32_grads_are_not_rounded_to_the_dtype_of_x(name, batch):
     layer, params, x, dy = layer_inputs(LAYERS[name], (batch,), jnp.bfloat16)
     params, wide_x, wide_dy = cast((params, x, dy), jnp.float32)
     run = jax.jit(lambda *inputs: [layer.backward(params, *arrays)[0] for arrays in inputs])

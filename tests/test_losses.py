@@ -140,7 +140,7 @@ def test_mse_in_float16_does_not_overflow_on_the_way():
     assert value == 40000
 
 
-def test_mse_derivative_in_float16_is_exact_where_its_scale_is_tiny():
+def test_tiny_mse_derivatives_are_exact_in_float16():
     prediction = jnp.full((2000, 2000), 200, jnp.float16)
     _, d_prediction = pass_through(fnn.MSELoss(), prediction, jnp.zeros_like(prediction))
     assert jnp.allclose(d_prediction.astype(float), 2 * 200 / 4e6, rtol=1e-3)
@@ -204,7 +204,7 @@ def test_labels_may_be_of_any_integer_dtype(num_classes):
 
 
 @every_loss
-def test_jvp_of_forward_and_backward_agrees_with_differences_at_ties(case):
+def test_jvp_agrees_with_differences_at_ties(case):
     """Of equal logits, and of 0, where a loss that branches there is smooth nevertheless."""
     if case.make in (fnn.L1Loss, LOSSES["HuberLoss"].make, LOSSES["HuberLoss-narrow"].make):
         return  # they have kinks

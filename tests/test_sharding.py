@@ -132,7 +132,7 @@ def test_a_loss_takes_a_batch_over_explicit_axes(name, reduction):
     assert (value.sharding.spec, slopes.sharding.spec[0]) == (jax.P(), "data")
 
 
-def test_an_unshuffled_epoch_takes_the_next_examples_of_every_shard():
+def test_an_unshuffled_epoch_takes_every_shard_in_order():
     epoch = fnn.make_train_epoch(model, mse, optimizer, 24, shuffle=False)
     arrays = jax.device_get((x[:80], target[:80]))
     order = [
@@ -195,7 +195,7 @@ def flops_of_one(epoch):
 
 
 @pytest.mark.parametrize(("num_devices", "axis_type"), [(2, 0), (4, 1), (8, 0), (8, 1)])
-def test_step_and_epoch_are_divided_and_communicate_gradients_alone(
+def test_devices_share_the_work_and_exchange_gradients_alone(
     num_devices, axis_type, epoch, flops_of_one
 ):
     arguments = place(make_mesh(num_devices, AXIS_TYPES[axis_type]), start, x, target)
@@ -213,7 +213,7 @@ def test_step_and_epoch_are_divided_and_communicate_gradients_alone(
         assert held < (x.nbytes + target.nbytes) / num_devices + 4096
 
 
-def test_the_masks_of_dropout_are_divided_though_the_key_is_everywhere():
+def test_each_device_draws_its_part_of_a_dropout_mask():
     dropout = fnn.Sequential(fnn.Linear(6, 64), fnn.Dropout(0.3), fnn.Linear(64, 3))
     train_step = fnn.make_train_step(dropout, mse, optimizer)
     state = fnn.init_train_state(dropout, optimizer, jax.random.key(0))
@@ -270,7 +270,7 @@ def test_the_mesh_is_of_all_devices_or_the_given_ones():
     assert {shard.data.shape for shard in parts.addressable_shards} == {(400, 6)}
 
 
-def test_what_explicit_axes_do_not_divide_is_whole_whatever_the_other_axes_are():
+def test_axes_that_divide_an_array_are_found_beside_auto_axes():
     types = AxisType.Explicit, AxisType.Auto
     mesh = jax.make_mesh((2, 2), ("data", "model"), types, devices=jax.devices("cpu")[:4])
     for spec, axes in ((PartitionSpec(), ()), (PartitionSpec("data"), ("data",))):
@@ -278,7 +278,7 @@ def test_what_explicit_axes_do_not_divide_is_whole_whatever_the_other_axes_are()
         assert fnn.sharding.sharded_axes(array)[1] == axes
 
 
-def test_examples_that_the_devices_do_not_divide_are_on_each_of_them():
+def test_indivisible_examples_are_on_every_device():
     mesh = make_mesh(4)
     for count, is_whole in ((6, True), (8, False)):
         (placed,) = distributed.place_examples(None, mesh, (jnp.arange(count),))

@@ -56,7 +56,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(reduction):
             chex.assert_trees_all_close(jax.jit(parts)(*args), whole(*args), rtol=1e-10, atol=1e-15)
 
 
-def test_accumulated_gradients_draw_from_a_key_of_their_own_in_each_part():
+def test_each_part_of_a_batch_draws_from_its_own_key():
     def value(params, x, target, key=None):
         return (jnp.zeros(()) if key is None else jax.random.normal(key)), params
 
@@ -83,7 +83,7 @@ def test_16_bit_gradients_accumulate_in_float32():
     assert value.dtype == grads["W"].dtype == jnp.bfloat16
 
 
-def test_accumulate_gradients_takes_jax_value_and_grad_lists_and_integer_parameters():
+def test_accumulate_gradients_takes_lists_and_integer_params():
     params = {"W": jnp.ones((2, 1)), "n": jnp.arange(2)}
 
     def value(params, x, target):
@@ -147,7 +147,7 @@ def recorder():
     return identity, fnn.Loss(lambda y, t: (jnp.sum(y), y), jnp.ones_like)
 
 
-def test_a_shuffled_epoch_sees_every_example_once_with_its_target():
+def test_a_shuffled_epoch_sees_every_pair_once():
     layer, _ = recorder()
     both = fnn.Loss(lambda y, t: (jnp.sum(y) + 1000 * jnp.sum(t), y), jnp.ones_like)
     optimizer = fnn.sgd(0.1)

@@ -147,7 +147,7 @@ def test_jit_vmap_and_eager_agree_without_nans():
     chex.assert_trees_all_close((y_each, summed, dx_each), (y, grads, dx), rtol=1e-5, atol=1e-6)
 
 
-def test_jvp_through_transformed_layers_is_jvp_through_the_bare_ones():
+def test_jvp_of_transformed_layers_is_that_of_the_bare_ones():
     bare = fnn.Sequential(block(), block())
     wrapped = fnn.Sequential(fnn.remat(block()), fnn.clip_gradient(fnn.remat(block()), 1e9))
     params, x, dy = inputs(bare, jnp.ones(()))
@@ -169,7 +169,7 @@ def test_remat_keeps_x_alone():
     assert [leaf is x for leaf in jax.tree.leaves(residuals)] == [True]
 
 
-def test_remats_second_forward_pass_is_behind_a_barrier_where_a_gpu_runs_it():
+def test_remats_second_forward_is_behind_a_barrier_on_a_gpu():
     """Without one XLA would find the first pass to have computed the same."""
     layer = fnn.remat(block())
     args = jax.eval_shape(lambda: inputs(layer, jnp.ones(())))
@@ -179,7 +179,7 @@ def test_remats_second_forward_pass_is_behind_a_barrier_where_a_gpu_runs_it():
     assert barrier.count("%") == len(jax.tree.leaves(args))
 
 
-def test_remats_second_forward_pass_is_traced_once_outside_of_jit_too():
+def test_remats_second_forward_is_traced_once_without_jit():
     calls = []
 
     def forward(params, x, key=None):
@@ -197,7 +197,7 @@ def test_remats_second_forward_pass_is_traced_once_outside_of_jit_too():
 # repeat
 
 
-def test_repeat_of_remat_is_sequential_with_the_copies_stacked_and_draws_alike():
+def test_repeat_of_remat_equals_sequential_of_the_copies():
     layer = block(fnn.Dropout(0.5))
     sequential, repeated = fnn.Sequential(layer, layer), fnn.repeat(fnn.remat(layer), 2)
 
@@ -225,7 +225,7 @@ def test_repeats_residuals_are_the_copies_each_array_once():
     assert num_bytes(repeated.forward(repeated.init(key), x)[1]) == 5 * kept
 
 
-def test_repeat_takes_layers_that_keep_nothing_and_have_no_params():
+def test_repeat_takes_layers_without_residuals_and_params():
     x = draw(1, (4, 3))
     for layer, factor in (
         (fnn.Identity(), 1),
@@ -247,7 +247,7 @@ def dtypes_of_products(function, *args):
     return {dtype for operands in found for dtype in operands}
 
 
-def test_compute_dtype_runs_every_product_in_it_and_keeps_residuals_in_it():
+def test_products_and_residuals_have_the_compute_dtype():
     low = fnn.with_compute_dtype(fnn.repeat(fnn.remat(block()), 2), jnp.bfloat16)
     params, x, dy = inputs(low, jnp.ones(()))
     assert dtypes_of_products(functools.partial(passes, low), params, x, dy) == {"bf16"}
@@ -255,7 +255,7 @@ def test_compute_dtype_runs_every_product_in_it_and_keeps_residuals_in_it():
     assert {leaf.dtype for leaf in residuals if leaf.size} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_compute_dtype_reaches_what_follows_an_embedding_in_both_passes():
+def test_compute_dtype_reaches_what_follows_an_embedding():
     low = fnn.with_compute_dtype(
         fnn.remat(fnn.Sequential(fnn.Embedding(9, 3), block())), "bfloat16"
     )
@@ -390,7 +390,7 @@ def test_per_example_examples_draw_from_keys_of_their_own():
 # as_jax_function
 
 
-def test_as_jax_function_is_differentiated_by_the_layers_backward():
+def test_jax_grad_of_as_jax_function_is_the_layers_backward():
     model = fnn.Sequential(fnn.Embedding(9, 3), fnn.Dropout(0.5), fnn.Linear(3, 3))
     function = fnn.as_jax_function(model)
     params, x, dy = model.init(key), jnp.arange(4), draw(1, (4, 3))
