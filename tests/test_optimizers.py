@@ -230,7 +230,7 @@ def test_gradients_are_scaled_down_to_the_norm_and_never_up():
     start = jax.tree.map(jnp.zeros_like, grads)
     for max_norm, factor in ((1.0, 0.2), (5.0, 1.0), (100.0, 1.0)):
         optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), max_norm)
-        new, _ = optimizer.update(grads, optimizer.init(start), start)
+        new, _ = jax.jit(optimizer.update)(grads, optimizer.init(start), start)
         expected = {"a": jnp.array([-3 * factor, 0]), "b": jnp.array([[-4 * factor]])}
         chex.assert_trees_all_close(new, expected, rtol=1e-6)
 
