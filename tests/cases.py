@@ -99,9 +99,13 @@ def _normals(seed):
         return jax.device_get(jax.random.normal(jax.random.key(seed), MOST_DRAWN))
 
 
+def _draw(seed, shape):
+    return _normals(seed)[: math.prod(shape)].reshape(shape)
+
+
 def draw(seed, shape, dtype=jnp.float32):
     """Normal random numbers; of any shape without a program compiled for it."""
-    return jnp.asarray(_normals(seed)[: math.prod(shape)].reshape(shape).astype(dtype))
+    return jax.device_put(_draw(seed, shape).astype(dtype))
 
 
 def draw_probabilities(seed, shape, dtype=jnp.float32):
@@ -109,9 +113,16 @@ def draw_probabilities(seed, shape, dtype=jnp.float32):
 
 
 def draw_integers(seed, shape, below):
-    return jnp.asarray(
-        (abs(_normals(seed)[: math.prod(shape)].reshape(shape)) * 1e3 % below).astype(jnp.int32)
-    )
+    return jax.device_put((abs(_draw(seed, shape)) * 1e3 % below).astype(jnp.int32))
+
+
+def zeros_like(tree):
+    """Zeros on the device, for a tree of arrays or of their shapes."""
+
+    def make(leaf):
+        return jax.device_put((0 * _draw(0, leaf.shape)).astype(leaf.dtype))
+
+    return jax.tree.map(make, tree)
 
 
 def draw_labels(seed, shape, dtype=None):
@@ -140,25 +151,26 @@ def cast(tree, dtype):
     """The tree with its floating leaves in `dtype`."""
 
     def convert(leaf):
-        return jnp.asarray(jax.device_get(leaf).astype(dtype)) if is_floating(leaf) else leaf
+        return jax.device_put(jax.device_get(leaf).astype(dtype)) if is_floating(leaf) else leaf
 
     return jax.tree.map(convert, tree)
 
 
 @functools.cache
-def _init(case):
-    """A layer of the table, and parameters that are not at their initial values."""
-    with jax.enable_x64(False):
-        layer = case.make()
-        params = jax.jit(layer.init)(jax.random.key(0))
-        return layer, jax.tree.map(lambda leaf: leaf + 0.1 * draw(leaf.size, leaf.shape), params)
+def _make(case):
+    """A layer of the table, and the shapes of its parameters."""
+    layer = case.make()
+    return layer, jax.eval_shape(layer.init, jax.random.key(0))
 
 
 def layer_inputs(case, leading=(5,), dtype=jnp.float32):
-    """A layer of the table with its parameters, x and dy."""
-    layer, params = _init(case)
+    """A layer of the table; params that hide no error, as initial ones may; x and dy."""
+    layer, shapes = _make(case)
+    leaves, structure = jax.tree.flatten(shapes)
+    drawn = [0.5 * _draw(3 + number, leaf.shape) for number, leaf in enumerate(leaves)]
+    params = jax.device_put(jax.tree.unflatten(structure, [leaf.astype(dtype) for leaf in drawn]))
     if case.num_indices:
         x = draw_integers(1, leading + case.x, case.num_indices)
     else:
         x = draw(1, leading + case.x, dtype)
-    return layer, cast(params, dtype), x, draw(2, leading + case.y, dtype)
+    return layer, params, x, draw(2, leading + case.y, dtype)

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +55,10 @@ def test_far_out_derivatives_are_their_limits(layer, dtype):
         limits = {"LeakyReLU": (0.01, 1), "Tanh": (0, 0), "Sigmoid": (0, 0)}
         name = next(name for name, value in ACTIVATIONS.items() if value is layer)
         for x in (1e4, jnp.inf):
-            actual = derivative(layer, jnp.array([-x, x], dtype))
-            assert not jnp.any(jnp.isnan(layer.forward((), jnp.array([-x, x], dtype))[0]))
-            assert jnp.all(actual == jnp.array(limits.get(name, (0, 1)), dtype))
+            array = jnp.array([-x, x], dtype)
+            assert not any(map(math.isnan, layer.forward((), array)[0].tolist()))
+            slope, limit = limits.get(name, (0, 1))
+            assert derivative(layer, array).tolist() == [float(jnp.dtype(dtype).type(slope)), limit]
 
 
 @every_activation
@@ -74,9 +76,13 @@ def test_nan_stays_nan(layer):
 
 @every_activation
 def test_derivative_at_kinks_agrees_with_jax(layer):
-    x = jnp.array([0.0, -0.0])
-    expected = jax.vmap(jax.grad(lambda x: layer.forward((), x)[0]))(x)
-    assert jnp.all(derivative(layer, x) == expected)
+
+    @jax.jit
+    def by_hand_and_by_jax(x):
+        return derivative(layer, x), jax.vmap(jax.grad(lambda x: layer.forward((), x)[0]))(x)
+
+    actual, expected = by_hand_and_by_jax(jnp.array([0.0, -0.0]))
+    assert actual.tolist() == expected.tolist()
 
 
 def test_negative_slope_may_be_traced_and_differs_across_a_vmap():
@@ -130,7 +136,7 @@ def test_bad_arguments_are_refused():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("make", [fnn.GELU, lambda: fnn.GELU("tanh"), fnn.SiLU])
-def test_gated_units_of_16_bits_are_exact_to_their_last_digit_far_out_too(make, dtype):
+def test_gated_units_of_16_bits_are_exact_far_out_too(make, dtype):
     x = jnp.linspace(-6, 6, 201).astype(dtype)
     dy = jnp.ones_like(x)
     with jax.enable_x64(True):

@@ -38,7 +38,7 @@ def test_adding_a_layer_leaves_the_others_parameters_alone():
         assert jnp.all(longer[one]["W"] != longer[other]["W"])
 
 
-def test_each_layer_gets_its_own_key_in_training_and_none_in_evaluation():
+def test_each_layer_gets_its_own_key_and_none_in_evaluation():
     def forward(params, x, key=None):
         return x if key is None else jax.random.normal(key, x.shape), ()
 
@@ -70,7 +70,7 @@ def test_errors_of_backward_say_where_they_happened():
 
 
 @pytest.mark.parametrize("change", [lambda p: p[:-1], lambda p: (*p, ()), list, lambda p: None])
-def test_params_and_residuals_must_be_tuples_of_one_entry_a_layer(change):
+def test_params_and_residuals_have_one_entry_a_layer(change):
     model, x = make_network(), draw(1, (6, 3))
     params = model.init(jax.random.key(0))
     y, residuals = model.forward(params, x)
@@ -90,7 +90,7 @@ def test_residuals_are_the_activations_and_each_of_them_once():
     assert sorted(array.shape for array in arrays) == [(6, 3), (6, 5), (6, 8)]
 
 
-def test_residual_adds_x_and_parallel_joins_or_adds_what_its_layers_say():
+def test_residual_adds_x_and_parallel_joins_or_adds_outputs():
     x, layer = draw(1, (5, 3)), fnn.Tanh()
     y = jnp.tanh(x)
     assert jnp.all(fnn.Residual(layer).forward((), x)[0] == x + y)

@@ -71,7 +71,7 @@ def test_windows_side_by_side_are_those_of_reduce_window(kind, window):
 
 
 @pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-def test_the_cost_of_windows_side_by_side_does_not_grow_with_them(kind):
+def test_cost_does_not_grow_with_windows_side_by_side(kind):
     def costs(size):
         def passes(x):
             y, residuals = layer.forward((), x)
@@ -81,7 +81,8 @@ def test_the_cost_of_windows_side_by_side_does_not_grow_with_them(kind):
         lowered = jax.jit(passes).lower(jax.ShapeDtypeStruct((4, 60, 60, 8), jnp.float32))
         return cost(passes, jnp.ones((4, 60, 60, 8)))[0], len(lowered.as_text())
 
-    (flops, size), (most_flops, most_size) = costs(20), costs(10)
+    with jax.default_device(jax.devices("cpu")[0]):
+        (flops, size), (most_flops, most_size) = costs(20), costs(10)
     assert flops < 1.1 * most_flops
     assert size < 1.1 * most_size
 
@@ -100,7 +101,7 @@ def test_an_image_without_rows_is_refused():
         run(fnn.Conv2d(3, 4, 1, padding=3, stride=2), jnp.ones((2, 0, 5, 3)))
 
 
-def test_convolutions_of_both_passes_have_the_axes_that_are_fast_in_a_scan():
+def test_convolutions_have_the_order_of_axes_that_is_fast():
     """XLA's CPU compiler puts another order right outside of loops alone."""
     layer = fnn.Conv2d(2, 3, 3, stride=2, padding=1)
     params, x = layer.init(KEY), draw(1, (4, 6, 5, 2))
@@ -168,7 +169,8 @@ def test_residuals_are_as_small_as_can_be():
     x = draw(1, (10, 8, 8, 3))
 
     def kept(layer):
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(run(layer, x)[1]))
+        residuals = jax.tree.leaves(jax.eval_shape(lambda x: run(layer, x)[1], x))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
 
     assert kept(fnn.Conv2d(3, 4, 3)) == x.nbytes
     assert kept(fnn.MaxPool2d(2)) == 10 * 4 * 4 * 3  # a byte for each window

@@ -11,6 +11,8 @@ from cases import LAYERS, LayerCase, draw, layer_inputs
 
 import fnn
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 mse = fnn.MSELoss()
 
 
@@ -115,7 +117,7 @@ def test_a_networks_step_costs_no_more_than_by_jax_grad(widths, activation, batc
 
 
 @pytest.mark.parametrize(("widths", "activation"), NETWORKS.values(), ids=NETWORKS.keys())
-def test_a_networks_residuals_are_x_and_the_activations_each_of_them_once(widths, activation):
+def test_a_networks_residuals_are_its_activations_once_each(widths, activation):
     """Which is less than jax.vjp keeps."""
     model = make_network(widths, activation)
     params, x = model.init(jax.random.key(0)), draw(1, (10, widths[0]))

@@ -61,7 +61,7 @@ def test_backward_is_that_of_the_masked_map():
     fnn.check_layer(fnn.Sequential(fnn.Linear(3, 3), layer), x, KEY)
 
 
-def test_residuals_are_a_byte_an_element_and_nothing_in_evaluation():
+def test_residuals_are_a_byte_an_element_or_nothing():
     x = jnp.ones((10, 4), jnp.bfloat16)
     for key, num_bytes in ((KEY, 40), (None, 0)):
         _, residuals = fnn.Dropout(0.5).forward((), x, key)

@@ -6,7 +6,7 @@ from cases import draw
 import fnn
 
 
-def test_layer_norm_gives_mean_0_and_variance_1_then_scale_and_bias():
+def test_layer_norm_standardises_then_scales_and_shifts():
     x = 3 + 5 * draw(1, (4, 100))
     params = {"scale": jnp.full(100, 2.0), "bias": jnp.full(100, 0.5)}
     y, _ = fnn.LayerNorm(100).forward(params, x)

@@ -203,7 +203,7 @@ def test_adams_first_step_is_the_rate_in_float32_too():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
-def test_adam_preserves_dtypes_and_keeps_moments_in_float32_at_least(dtype):
+def test_adam_preserves_dtypes_with_moments_in_float32(dtype):
     with jax.enable_x64(True):
         tree = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         optimizer = fnn.adam(fnn.cosine_decay(0.25, 10), weight_decay=0.1)
@@ -225,12 +225,12 @@ def test_adams_numbers_may_be_traced():
     chex.assert_trees_all_close(train(0.1, 0.0, 0.0, 1e-6, 0.0), train(0.1, 0, 0, 1e-6, 0))
 
 
-def test_gradients_are_scaled_down_to_the_global_norm_and_never_up():
+def test_gradients_are_scaled_down_to_the_norm_and_never_up():
     grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
     start = jax.tree.map(jnp.zeros_like, grads)
     for max_norm, factor in ((1.0, 0.2), (5.0, 1.0), (100.0, 1.0)):
         optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), max_norm)
-        new, _ = optimizer.update(grads, optimizer.init(start), start)
+        new, _ = jax.jit(optimizer.update)(grads, optimizer.init(start), start)
         expected = {"a": jnp.array([-3 * factor, 0]), "b": jnp.array([[-4 * factor]])}
         chex.assert_trees_all_close(new, expected, rtol=1e-6)
 
@@ -279,7 +279,7 @@ def test_clipping_hides_no_nan_and_preserves_dtypes():
     assert optimizer.update((), optimizer.init(()), ())[0] == ()
 
 
-def test_exponential_decay_and_piecewise_constant_follow_their_formulas():
+def test_exponential_and_piecewise_rates_follow_formulas():
     rate = fnn.exponential_decay(0.5, 10, 0.1)
     for step in (0, 1, 10, 25):
         assert abs(rate(step).item() - 0.5 * 0.1 ** (step / 10)) < 1e-7

@@ -37,7 +37,7 @@ def test_the_programs_learn_what_they_say(printed):
     assert ensemble > alone
 
 
-def test_the_place_of_the_first_infinity_is_the_one_that_is_printed(printed):
+def test_the_printed_place_is_that_of_the_first_infinity(printed):
     (place,) = re.findall(r"find_nonfinite\(.*  # (\(.*\))$", README, re.MULTILINE)
     assert place in printed.splitlines()
 
@@ -62,7 +62,7 @@ def test_every_room_is_in_the_table():
         assert path.name in README
 
 
-def test_the_commands_install_and_run_in_environments_of_their_own():
+def test_the_commands_use_environments_of_their_own():
     run, test, *_ = blocks("bash")
     assert "venv" in run
     assert "scripts/train_disk.py" in run

@@ -134,7 +134,7 @@ def test_check_layer_refuses_a_forward_in_lower_precision():
         fnn.check_layer(blind, draw(1, (3,)), key)
 
 
-def test_check_layer_takes_an_empty_batch_a_list_and_integer_parameters():
+def test_check_layer_takes_empty_batches_lists_and_integers():
     fnn.check_layer(linear, jnp.ones((0, 3)), key)
     fnn.check_layer(fnn.Tanh(), [0.5, -0.5], key)
 

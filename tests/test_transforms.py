@@ -136,17 +136,18 @@ def test_dtypes_are_preserved():
 
 def test_jit_vmap_and_eager_agree_without_nans():
     layer = fnn.repeat(fnn.clip_gradient(fnn.remat(block()), MAX_NORM), 2)
-    params, x, dy = inputs(layer, jnp.ones(()))
+    params, x, dy = jax.jit(functools.partial(inputs, layer))(jnp.ones(()))
     run = functools.partial(passes, layer)
-    y, grads, dx = expected = jax.jit(run)(params, x, dy)
+    y, grads, dx = expected = jax.device_get(jax.jit(run)(params, x, dy))
     with jax.disable_jit(), jax.debug_nans(True):
         chex.assert_trees_all_close(run(params, x, dy), expected, rtol=1e-5, atol=1e-6)
-    y_each, grads_each, dx_each = jax.jit(jax.vmap(run, (None, 0, 0)))(params, x, dy)
+    each = jax.jit(jax.vmap(run, (None, 0, 0)))(params, x, dy)
+    y_each, grads_each, dx_each = jax.device_get(each)
     summed = jax.tree.map(lambda leaf: leaf.sum(axis=0), grads_each)
     chex.assert_trees_all_close((y_each, summed, dx_each), (y, grads, dx), rtol=1e-5, atol=1e-6)
 
 
-def test_jvp_through_transformed_layers_is_jvp_through_the_bare_ones():
+def test_jvp_of_transformed_layers_is_that_of_the_bare_ones():
     bare = fnn.Sequential(block(), block())
     wrapped = fnn.Sequential(fnn.remat(block()), fnn.clip_gradient(fnn.remat(block()), 1e9))
     params, x, dy = inputs(bare, jnp.ones(()))
@@ -168,7 +169,7 @@ def test_remat_keeps_x_alone():
     assert [leaf is x for leaf in jax.tree.leaves(residuals)] == [True]
 
 
-def test_remats_second_forward_pass_is_behind_a_barrier_where_a_gpu_runs_it():
+def test_remats_second_forward_is_behind_a_barrier_on_a_gpu():
     """Without one XLA would find the first pass to have computed the same."""
     layer = fnn.remat(block())
     args = jax.eval_shape(lambda: inputs(layer, jnp.ones(())))
@@ -178,7 +179,7 @@ def test_remats_second_forward_pass_is_behind_a_barrier_where_a_gpu_runs_it():
     assert barrier.count("%") == len(jax.tree.leaves(args))
 
 
-def test_remats_second_forward_pass_is_traced_once_outside_of_jit_too():
+def test_remats_second_forward_is_traced_once_without_jit():
     calls = []
 
     def forward(params, x, key=None):
@@ -196,7 +197,7 @@ def test_remats_second_forward_pass_is_traced_once_outside_of_jit_too():
 # repeat
 
 
-def test_repeat_of_remat_is_sequential_with_the_copies_stacked_and_draws_alike():
+def test_repeat_of_remat_equals_sequential_of_the_copies():
     layer = block(fnn.Dropout(0.5))
     sequential, repeated = fnn.Sequential(layer, layer), fnn.repeat(fnn.remat(layer), 2)
 
@@ -224,7 +225,7 @@ def test_repeats_residuals_are_the_copies_each_array_once():
     assert num_bytes(repeated.forward(repeated.init(key), x)[1]) == 5 * kept
 
 
-def test_repeat_takes_layers_that_keep_nothing_and_have_no_params():
+def test_repeat_takes_layers_without_residuals_and_params():
     x = draw(1, (4, 3))
     for layer, factor in (
         (fnn.Identity(), 1),
@@ -246,7 +247,7 @@ def dtypes_of_products(function, *args):
     return {dtype for operands in found for dtype in operands}
 
 
-def test_compute_dtype_runs_every_product_in_it_and_keeps_residuals_in_it():
+def test_products_and_residuals_have_the_compute_dtype():
     low = fnn.with_compute_dtype(fnn.repeat(fnn.remat(block()), 2), jnp.bfloat16)
     params, x, dy = inputs(low, jnp.ones(()))
     assert dtypes_of_products(functools.partial(passes, low), params, x, dy) == {"bf16"}
@@ -254,7 +255,7 @@ def test_compute_dtype_runs_every_product_in_it_and_keeps_residuals_in_it():
     assert {leaf.dtype for leaf in residuals if leaf.size} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_compute_dtype_reaches_what_follows_an_embedding_in_both_passes():
+def test_compute_dtype_reaches_what_follows_an_embedding():
     low = fnn.with_compute_dtype(
         fnn.remat(fnn.Sequential(fnn.Embedding(9, 3), block())), "bfloat16"
     )
@@ -268,9 +269,11 @@ def test_compute_dtype_reaches_what_follows_an_embedding_in_both_passes():
 
 def test_compute_dtype_is_the_layer_on_converted_arrays():
     with jax.enable_x64(True):
-        params, x, dy = inputs(block(), jnp.ones((), jnp.float64))
-        actual = passes(fnn.with_compute_dtype(block(), jnp.float32), params, x, dy)
-        expected = passes(block(), *cast((params, x, dy), jnp.float32))
+        params, x, dy = jax.jit(functools.partial(inputs, block()))(jnp.ones((), jnp.float64))
+        low = fnn.with_compute_dtype(block(), jnp.float32)
+        actual = jax.jit(functools.partial(passes, low))(params, x, dy)
+        run = jax.jit(functools.partial(passes, block()))
+        expected = run(*cast((params, x, dy), jnp.float32))
         chex.assert_trees_all_equal(actual, cast(expected, jnp.float64))
 
 
@@ -279,15 +282,19 @@ def test_compute_dtype_is_the_layer_on_converted_arrays():
 
 @pytest.mark.parametrize("wrap", [as_it_is, fnn.remat, fnn.per_example])
 def test_frozen_layers_get_no_gradient_and_pass_on_dx(wrap):
-    layer = wrap(fnn.Linear(3, 3))
-    params, x, dy = inputs(layer, jnp.ones(()))
-    y, grads, dx = passes(layer, params, x, dy)
-    frozen = passes(fnn.freeze(layer), params, x, dy)
-    chex.assert_trees_all_equal(frozen, (y, jax.tree.map(jnp.zeros_like, grads), dx))
-    inside = passes(wrap(fnn.freeze(fnn.Linear(3, 3))), params, x, dy)
+    layer, linear = wrap(fnn.Linear(3, 3)), fnn.Linear(3, 3)
+
+    @jax.jit
+    def run(phase):
+        params, x, dy = inputs(layer, phase)
+        layers = layer, fnn.freeze(layer), wrap(fnn.freeze(linear))
+        of_nan = passes(fnn.freeze(layer), params, x, dy * jnp.nan)
+        return [*(passes(one, params, x, dy) for one in layers), of_nan]
+
+    (y, grads, dx), frozen, inside, of_nan = jax.device_get(run(jnp.ones(())))
+    chex.assert_trees_all_equal(frozen, (y, jax.tree.map(lambda leaf: 0 * leaf, grads), dx))
     chex.assert_trees_all_equal(inside, frozen)
-    _, grads, _ = passes(fnn.freeze(layer), params, x, dy * jnp.nan)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(grads))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(of_nan[1]))
 
 
 def with_backward(dx):
@@ -320,12 +327,18 @@ def test_clip_gradient_bounds_every_examples_norm_alone():
 
 def test_clip_gradient_takes_an_example_whole():
     dx = 9 * draw(1, (2, 4, 4, 3))
-    for image, expected in zip(clip(dx, 1.0), dx, strict=True):
-        assert jnp.allclose(image, expected / jnp.linalg.norm(expected.ravel()))
     clip_one = functools.partial(clip, max_norm=1.0, axis=(-3, -2, -1))
-    assert jnp.allclose(jax.vmap(clip_one)(dx), clip(dx, 1.0))
-    for alone in (dx[0, 0, 0], dx[0, 0, 0, 0]):
-        assert jnp.allclose(jnp.linalg.norm(clip(alone, 1.0)), 1)
+
+    @jax.jit
+    def run(dx):
+        expected = [image / jnp.linalg.norm(image.ravel()) for image in dx]
+        alone = [jnp.linalg.norm(clip(row, 1.0)) for row in (dx[0, 0, 0], dx[0, 0, 0, 0])]
+        return clip(dx, 1.0), jax.vmap(clip_one)(dx), jnp.stack(expected), jnp.stack(alone)
+
+    clipped_dx, one_by_one, expected, norms = run(dx)
+    chex.assert_trees_all_close(clipped_dx, expected, rtol=1e-5, atol=1e-8)
+    chex.assert_trees_all_close(one_by_one, clipped_dx, rtol=1e-5, atol=1e-8)
+    assert jnp.allclose(norms, 1)
     with pytest.raises(ValueError, match="out of bounds") as info:
         clip(dx[0, 0], 1.0, axis=(-3, -2, -1))
     assert "in clip_gradient, backward" in info.value.__notes__
@@ -368,7 +381,7 @@ def test_per_example_grads_are_vmapped_jax_grads():
 
 def test_per_example_examples_draw_from_keys_of_their_own():
     layer = fnn.per_example(fnn.Dropout(0.5))
-    y, _ = layer.forward((), jnp.ones((8, 16)), key)
+    y, _ = jax.jit(layer.forward)((), jnp.ones((8, 16)), key)
     assert len({tuple(row) for row in y.tolist()}) == 8
     first, _ = fnn.Dropout(0.5).forward((), jnp.ones(16), jax.random.fold_in(key, 0))
     assert jnp.all(y[0] == first)
@@ -377,7 +390,7 @@ def test_per_example_examples_draw_from_keys_of_their_own():
 # as_jax_function
 
 
-def test_as_jax_function_is_differentiated_by_the_layers_backward():
+def test_jax_grad_of_as_jax_function_is_the_layers_backward():
     model = fnn.Sequential(fnn.Embedding(9, 3), fnn.Dropout(0.5), fnn.Linear(3, 3))
     function = fnn.as_jax_function(model)
     params, x, dy = model.init(key), jnp.arange(4), draw(1, (4, 3))
@@ -429,7 +442,7 @@ def test_repeat_and_per_example_refuse_arrays_that_do_not_fit():
     wider, each = fnn.repeat(fnn.Linear(3, 4), 2), fnn.per_example(fnn.Tanh())
 
     def attempt(layer, x, dy, params_of=None):
-        params = (params_of or layer).init(key)
+        params = jax.eval_shape((params_of or layer).init, key)
         return jax.eval_shape(functools.partial(passes, layer), params, x, dy)
 
     with pytest.raises(ValueError, match="repeat: expected params with a first axis of 2, got"):

@@ -3,14 +3,16 @@
 import functools
 
 import chex
+import compare_autodiff
 import jax
 import jax.numpy as jnp
 import pytest
-import worth
 from test_costs import cost
 from test_transforms import passes
 
 import fnn
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 key = jax.random.key(0)
 
@@ -21,7 +23,7 @@ def step_cost(model, x):
     return cost(functools.partial(passes, model), params, x, x, key)
 
 
-def test_remat_computes_again_what_it_does_not_keep_without_a_scan_too():
+def test_remat_trades_memory_for_operations_without_a_scan():
     """Products, and masks drawn from the key; neither is merged with the first pass's."""
     wide = fnn.Sequential(
         fnn.Linear(32, 32), fnn.Tanh(), fnn.Linear(32, 32), fnn.Tanh(), fnn.Dropout(0.5)
@@ -50,17 +52,17 @@ def temporary_bytes(comparison):
 
 
 def test_repeated_remat_needs_a_third_of_autodiffs_memory():
-    temporary, by_jax = temporary_bytes(worth.scanned_blocks())
+    temporary, by_jax = temporary_bytes(compare_autodiff.scanned_blocks())
     assert 3 * temporary <= by_jax
 
 
-def test_accumulated_gradients_need_a_quarter_of_the_whole_batchs_memory():
-    temporary, of_whole_batch = temporary_bytes(worth.eight_microbatches())
+def test_accumulated_gradients_need_a_quarter_of_the_memory():
+    temporary, of_whole_batch = temporary_bytes(compare_autodiff.eight_microbatches())
     assert 4 * temporary <= of_whole_batch
 
 
-def test_a_networks_squared_norms_are_vmapped_jax_grads_for_no_more_memory():
-    in_closed_form, by_jax, make_arguments = worth.squared_norms_of_two_layers()
+def test_squared_norms_need_no_more_memory_than_vmapped_grads():
+    in_closed_form, by_jax, make_arguments = compare_autodiff.squared_norms_of_two_layers()
     args = make_arguments()
     actual, expected = jax.jit(in_closed_form)(*args), jax.jit(by_jax)(*args)
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)
@@ -70,5 +72,5 @@ def test_a_networks_squared_norms_are_vmapped_jax_grads_for_no_more_memory():
 
 
 def test_repeats_program_does_not_grow_with_n():
-    lengths = [len(worth.deep_step(depth).as_text().splitlines()) for depth in (4, 64)]
+    lengths = [len(compare_autodiff.deep_step(depth).as_text().splitlines()) for depth in (4, 64)]
     assert lengths[0] == lengths[1]
