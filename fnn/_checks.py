@@ -1,4 +1,7 @@
-"""Checks of arguments. Each raises a ValueError: who, what was expected, what came instead."""
+"""Checks of arguments. A failed check raises ValueError("name: expected what ..., got ...").
+
+`name` is the caller, such as "Linear(2, 3)", and `what` is the argument, such as "x".
+"""
 
 import contextlib
 import math
@@ -15,20 +18,16 @@ def check_array(
 ) -> jax.Array:
     """Return `array` as a jax array, converted to `dtype` if one is given.
 
-    In `shape`, a leading Ellipsis stands for any number of axes, and a string for an axis of any
-    length.
-
-    Raises:
-        ValueError: `array` is not floating point, or has another shape.
+    It must be floating point and of `shape`. There a leading Ellipsis stands for any number of
+    axes, and a string names an axis of any length.
     """
     array = as_array(name, what, array)
-    lengths, num_leading = shape, 0
-    if shape[:1] == (...,):
-        lengths, num_leading = shape[1:], array.ndim - len(shape) + 1
-    has_shape = array.ndim - num_leading == len(lengths) and num_leading >= 0
-    if not has_shape or not all(
+    lengths = shape[1:] if shape[:1] == (...,) else shape
+    num_free = array.ndim - len(lengths)
+    fits = num_free == 0 or (num_free > 0 and lengths != shape)
+    if not fits or not all(
         isinstance(expected, str) or length == expected
-        for length, expected in zip(array.shape[num_leading:], lengths, strict=True)
+        for length, expected in zip(array.shape[num_free:], lengths, strict=True)
     ):
         pattern = str(shape).replace("Ellipsis", "...").replace("'", "")
         raise ValueError(f"{name}: expected {what} of shape {pattern}, got {array.shape}")
@@ -38,7 +37,7 @@ def check_array(
 
 
 def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
-    """Check that `tree` has the structure and the shapes of `like`, and that it is floating.
+    """Check that `tree` has the structure and the shapes of `like`, and that each leaf is floating.
 
     `like` is a pytree of arrays, or of jax.ShapeDtypeStruct.
     """
@@ -47,11 +46,11 @@ def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
     )
     if jax.tree.structure(tree) != jax.tree.structure(like) or found != expected:
         kind = type(tree).__name__
-        raise ValueError(f"{name}: expected {what} of shapes {expected}, got {found} ({kind})")
+        raise ValueError(f"{name}: expected {what} of shapes {expected}, got a {kind}: {found}")
     for path, leaf in jax.tree.leaves_with_path(tree):
-        if not is_floating(jnp.asarray(leaf)):
-            place = what + jax.tree_util.keystr(path)
-            dtype = jnp.asarray(leaf).dtype
+        place = what + jax.tree_util.keystr(path)
+        dtype = as_array(name, place, leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"{name}: expected {place} of a floating dtype, got {dtype}")
 
 
@@ -67,14 +66,16 @@ def check_integer(name: str, what: str, value: Any, low: int, high: float = math
     except TypeError:
         integer = None
     if integer is None or not low <= integer <= high:
-        span = "an integer" if low == -math.inf else f"an integer >= {low}"
-        span = span if high == math.inf else f"an integer from {low} to {high}"
-        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
+        if high != math.inf:
+            expected = f"an integer from {low} to {high}"
+        else:
+            expected = "an integer" if low == -math.inf else f"an integer >= {low}"
+        raise ValueError(f"{name}: expected {what} to be {expected}, got {value!r}")
     return integer
 
 
 def check_pair(name: str, what: str, value: Any, low: int) -> tuple[Any, Any]:
-    """Return `value` as two integers >= low: those of a pair, or the same one twice."""
+    """Return `value` as a tuple of two integers >= low. A single integer is repeated."""
     values = value if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2:
         raise ValueError(f"{name}: expected {what} to be an integer or two, got {value!r}")
@@ -89,11 +90,10 @@ def check_number(name: str, what: str, value: Any, low: float = -math.inf) -> No
         is_scalar = array.ndim == 0 and is_real
     except (TypeError, ValueError, OverflowError):
         is_scalar = False
-    if is_scalar and isinstance(value, jax.core.Tracer):
-        return
-    if not is_scalar or not math.isfinite(value) or value < low:
-        span = "a finite number" if low == -math.inf else f"a finite number >= {low}"
-        raise ValueError(f"{name}: expected {what} to be {span}, got {value!r}")
+    is_traced = isinstance(value, jax.core.Tracer)
+    if not is_scalar or not (is_traced or (math.isfinite(value) and value >= low)):
+        expected = "a finite number" if low == -math.inf else f"a finite number >= {low}"
+        raise ValueError(f"{name}: expected {what} to be {expected}, got {value!r}")
 
 
 def check_nonnegative(name: str, what: str, value: Any) -> None:
@@ -119,11 +119,11 @@ def check_integer_array(name: str, what: str, array: Any) -> jax.Array:
 def as_array(name: str, what: str, array: Any) -> jax.Array:
     """Return `array` as a jax array of any dtype.
 
-    Without jax_enable_x64, JAX would cut an integer of 64 bits down to 32: the index 2**32 + 3
-    would become 3. Here such an integer becomes the largest, or the smallest, of 32 bits.
+    Without jax_enable_x64, JAX would wrap NumPy's integers of 64 bits: the index 2**32 + 3 would
+    become 3. Here they are clipped to 32 bits, so that a wrong index stays out of range.
     """
     try:
-        return jnp.asarray(_within_range(array))
+        return jnp.asarray(_clip_64_bits(array))
     except (TypeError, ValueError, OverflowError) as error:
         got = f"{array!r:.80}"
         if hasattr(array, "dtype"):
@@ -131,12 +131,25 @@ def as_array(name: str, what: str, array: Any) -> jax.Array:
         raise ValueError(f"{name}: expected {what} to be an array, got {got}") from error
 
 
-def _within_range(array):
-    """An array of NumPy's integers, each brought into the range of JAX's dtype for them."""
+def _clip_64_bits(array):
+    """A NumPy array of 64-bit integers, clipped to the range of JAX's dtype; others as they are."""
     if isinstance(array, jax.Array) or getattr(array, "dtype", None) not in ("int64", "uint64"):
         return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return array.clip(jnp.iinfo(dtype).min, jnp.iinfo(dtype).max).astype(dtype)
+
+
+def check_choice(name: str, what: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Check that `value` is one of `choices`."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name}: expected {what} {', '.join(others)} or {last}, got {value!r}")
+
+
+def check_type(name: str, value: Any, kind: type, expected: str) -> None:
+    """Check that `value` is of the type `kind`, which `expected` describes."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: expected {expected}, got {value!r:.200}")
 
 
 def is_floating(array: Any) -> bool:

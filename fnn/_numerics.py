@@ -1,4 +1,4 @@
-"""Numerics that several rooms share: dtypes of sums, norms, indices, shardings."""
+"""Numerics that several modules share: dtypes of sums, norms, indices, shardings."""
 
 import math
 from typing import Any
@@ -34,9 +34,9 @@ def broadcast_last_axis(vector: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def log_of(number: float | jax.Array) -> float | jax.Array:
-    """log(number). Python takes it in 64 bits, so that a number near 1 is not rounded before.
+    """log(number), in 64 bits, so that 0.9999 is not rounded to float32 first; -inf for 0.
 
-    JAX takes the logarithm of a traced number, in the number's own dtype.
+    The logarithm of a traced number has its dtype.
     """
     if isinstance(number, jax.core.Tracer):
         return jnp.log(number)
@@ -46,21 +46,14 @@ def log_of(number: float | jax.Array) -> float | jax.Array:
 def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """sqrt(sum of squares) along `axis`, or over all axes; the axes stay, with length 1.
 
-    The result has the accumulation dtype. Squares are taken in units of the largest number, so
-    that they do not overflow where the norm does not.
+    The result has the accumulation dtype. The numbers are divided by the largest before they are
+    squared, so that the squares cannot overflow.
     """
     array = upcast(array)
-    unit = unit_of_squares(array, axis)
-    squares = jnp.square(array / unit)
-    # The sum is at least 1, or 0 where all numbers are 0: there sqrt's derivative is infinite.
-    root = jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
-    return jnp.max(jnp.abs(array), axis, keepdims=True, initial=0) * root
-
-
-def unit_of_squares(array: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
-    """The largest absolute value along `axis`, which stays; 1 where that is 0 or infinite."""
     largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
-    return jnp.where((largest == 0) | jnp.isinf(largest), 1, largest)
+    squares = jnp.square(array / jnp.where((largest == 0) | jnp.isinf(largest), 1, largest))
+    # The sum is at least 1, unless all numbers are 0. maximum avoids sqrt's infinite derivative.
+    return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -69,28 +62,36 @@ def global_norm(tree: Any) -> jax.Array:
     return norm(jnp.concatenate([jnp.zeros(1), *norms]))[0]
 
 
-def clipping_factor(norm: jax.Array, max_norm: float | jax.Array) -> jax.Array:
-    """min(1, max_norm / norm), of norm's shape and dtype.
+def clipping_factor(value: jax.Array, max_norm: float | jax.Array) -> jax.Array:
+    """min(1, max_norm / value), of the shape and dtype of `value`, which is a norm.
 
     A max_norm beyond the finite positive numbers of that dtype becomes the nearest of them.
     """
-    finite = jnp.finfo(norm.dtype)
-    limit = jnp.clip(jnp.asarray(max_norm, norm.dtype), finite.tiny, finite.max)
-    return limit / jnp.maximum(norm, limit)
+    finite = jnp.finfo(value.dtype)
+    limit = jnp.clip(jnp.asarray(max_norm, value.dtype), finite.tiny, finite.max)
+    return limit / jnp.maximum(value, limit)
 
 
-def valid_or_length(indices: jax.Array, length: int) -> jax.Array:
-    """Indices as int32. Those outside of 0 to length - 1, negative ones too, become `length`."""
+def mark_invalid(indices: jax.Array, length: int) -> jax.Array:
+    """Indices as int32. Each one outside of 0 to length - 1 is replaced by `length`."""
     if indices.dtype.itemsize < 4:
-        indices = indices.astype(jnp.int32)  # which has room for the length
+        indices = indices.astype(jnp.int32)  # int8 and int16 may not hold `length`
     return jnp.where((indices >= 0) & (indices < length), indices, length).astype(jnp.int32)
+
+
+def cast_floating(tree: Any, dtype: Any) -> Any:
+    """The tree as arrays, the floating ones converted to `dtype`."""
+    arrays = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, arrays
+    )
 
 
 def sharding_of(array: jax.Array) -> NamedSharding:
     """The sharding in an array's type, for the argument out_sharding of JAX's operations.
 
-    On a mesh of Explicit axes JAX asks where the result of a contraction, a gather or a random draw
-    shall lie. With no mesh, or on Auto axes, this sharding states nothing.
+    On a mesh of Explicit axes JAX needs out_sharding for contractions, gathers and random draws.
+    Without a mesh, or on Auto axes, this sharding is empty.
     """
     return jax.typeof(array).sharding
 

@@ -6,9 +6,9 @@ from itertools import accumulate
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import as_array, check_array, note_on_error
+from fnn._checks import as_array, check_array, check_choice, note_on_error
 from fnn._numerics import sum_of
-from fnn.layer import Layer, check_is_layer, transformed, type_of
+from fnn.layer import Layer, check_is_layer, fold_key, transformed, type_of
 
 
 def Sequential(*layers: Layer) -> Layer:
@@ -19,18 +19,17 @@ def Sequential(*layers: Layer) -> Layer:
     stand inside another. An empty one is the identity.
 
     Raises:
-        ValueError: an argument is not a Layer; params are not a tuple with one entry for each
-            layer. An error of a layer inside gets a note that says in which layer it happened.
+        ValueError: an argument is not a Layer; params or residuals are not a tuple with one entry
+            for each layer. An error of a layer inside gets a note that says in which layer it was.
     """
-    init, check_length = _several("Sequential", layers)
+    init, check_length = _init_and_check("Sequential", layers)
 
     def forward(params, x, key=None):
         check_length("params", params)
         residuals = []
         for index, layer in enumerate(layers):
-            layer_key = None if key is None else jax.random.fold_in(key, index)
             with note_on_error(f"in layer {index} of Sequential, forward"):
-                x, kept = layer.forward(params[index], x, layer_key)
+                x, kept = layer.forward(params[index], x, fold_key(key, index))
             residuals.append(kept)
         return x, tuple(residuals)
 
@@ -81,72 +80,70 @@ def Residual(layer: Layer) -> Layer:
 def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
     """y = the layers' outputs for the same x, side by side along the last axis, or their sum.
 
-    dx is the sum of the layers' dx, each for its part of dy. params, grads and residuals are
-    tuples with one entry for each layer; layer i draws from fold_in(key, i).
+    dx is the sum of the layers' dx. With combine="concat" each layer gets its slice of dy, with
+    "sum" the whole dy. params and grads are tuples with one entry for each layer; layer i draws
+    from fold_in(key, i).
 
-    Shapes: x what every layer takes. For combine="concat", y is (..., sum of the layers' features),
-    and the axes before must be equal. For combine="sum", y has the shape that every layer's output
-    has. All outputs have one dtype, which is y's; sums of 16-bit numbers accumulate in float32.
+    Shapes: x any that every layer accepts. With combine="concat" y is (..., sum of the layers'
+    features), and the axes before must be equal. With "sum" all outputs and y have one shape. All
+    outputs have one dtype, which is y's.
 
     Raises:
         ValueError: no layers, or an argument is not a Layer; combine is neither "concat" nor
             "sum"; the layers' outputs do not fit together; a layer's dx has another shape than x;
             params are not a tuple with one entry for each layer. An error of a layer inside gets a
-            note that says in which layer it happened.
+            note that says in which layer it was.
     """
     if not layers:
         raise ValueError("Parallel: expected at least one layer, got none")
-    if combine not in ("concat", "sum"):
-        raise ValueError(f"Parallel: expected combine 'concat' or 'sum', got {combine!r}")
-    init, check_length = _several("Parallel", layers)
+    check_choice("Parallel", "combine", combine, ("concat", "sum"))
+    init, check_length = _init_and_check("Parallel", layers)
 
     def forward(params, x, key=None):
         check_length("params", params)
         x, ys, residuals = as_array("Parallel", "x", x), [], []
         for index, layer in enumerate(layers):
-            layer_key = None if key is None else jax.random.fold_in(key, index)
             with note_on_error(f"in layer {index} of Parallel, forward"):
-                y, kept = layer.forward(params[index], x, layer_key)
+                y, kept = layer.forward(params[index], x, fold_key(key, index))
             ys.append(y)
             residuals.append(kept)
-        compared = slice(None) if combine == "sum" else slice(-1)  # of the axes
+        equal_axes = slice(None) if combine == "sum" else slice(-1)  # all but the last
         is_scalar = combine == "concat" and not ys[0].shape
-        if is_scalar or len({(y.dtype, y.ndim, y.shape[compared]) for y in ys}) > 1:
-            got = ", ".join(f"{y.dtype} of shape {y.shape}" for y in ys)
+        if is_scalar or len({(y.dtype, y.ndim, y.shape[equal_axes]) for y in ys}) > 1:
+            got = ", ".join(str(type_of(y)) for y in ys)
             raise ValueError(f"Parallel: expected outputs to {combine} that fit, got {got}")
         y = sum_of(ys) if combine == "sum" else jnp.concatenate(ys, axis=-1)
         return y, (tuple(residuals), tuple(map(type_of, ys)), type_of(x))
 
     def backward(params, residuals, dy):
         check_length("params", params)
-        residuals, ys, x = residuals
+        residuals, y_types, x_type = residuals
         check_length("residuals", residuals)
-        shape, dtype = ys[0]
+        shape, dtype = y_types[0]
         if combine == "sum":
             dys = [check_array("Parallel", "dy", dy, shape, dtype)] * len(layers)
         else:
-            ends = list(accumulate(y.shape[-1] for y in ys))
+            ends = list(accumulate(y_type.shape[-1] for y_type in y_types))
             dy = check_array("Parallel", "dy", dy, (*shape[:-1], ends[-1]), dtype)
             dys = jnp.split(dy, ends[:-1], axis=-1)
         grads, dxs = [], []
         for index, layer in enumerate(layers):
             with note_on_error(f"in layer {index} of Parallel, backward"):
                 grad, dx = layer.backward(params[index], residuals[index], dys[index])
-            if jnp.shape(dx) != x.shape:
-                raise ValueError(
-                    f"Parallel: expected dx of layer {index} of shape {x.shape}, "
-                    f"got {jnp.shape(dx)}"
-                )
+            if jnp.shape(dx) != x_type.shape:
+                expected = f"expected dx of layer {index} of shape {x_type.shape}"
+                raise ValueError(f"Parallel: {expected}, got {jnp.shape(dx)}")
             grads.append(grad)
             dxs.append(dx)
         return tuple(grads), sum_of(dxs)
 
+    inside = {"layers": layers, "settings": {"combine": combine}}
     rebuild = functools.partial(Parallel, combine=combine)
-    return Layer(init, forward, backward, name="Parallel", layers=layers, rebuild=rebuild)
+    return Layer(init, forward, backward, name="Parallel", rebuild=rebuild, **inside)
 
 
-def _several(name, layers):
-    """init of several layers, and check_length(what, entries): one entry for each layer."""
+def _init_and_check(name, layers):
+    """Check the layers. Return their common init, and check_length(what, entries)."""
     check_is_layer(name, *layers)
 
     def init(key):

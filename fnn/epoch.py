@@ -1,7 +1,6 @@
 """A whole epoch of training as one compiled program."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from fnn._checks import check_integer
-from fnn.layer import Layer
+from fnn.layer import Layer, fold_key
 from fnn.losses import Loss
 from fnn.optimizers import Optimizer
 from fnn.sharding import sharded_axes
-from fnn.training import TrainState, count_examples, train_step
+from fnn.training import TrainState, count_examples, make_train_step
 
 # Up to this many bytes a data set is copied in shuffled order before the epoch: one gather takes
 # less time than one for each batch. A larger one is gathered batch by batch, to save the memory.
@@ -31,12 +30,12 @@ def make_train_epoch(
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """A jitted f(state, x, target, key) -> (state, loss values): one pass over the examples.
 
-    The epoch is one compiled program: a scan of training steps over minibatches. If batch_size does
-    not divide the number of examples n, the last batch is the smaller rest: every example is seen
-    once. Step i draws from fold_in(k, i), where k is a key split from the epoch's.
+    The epoch is one compiled program: a scan of training steps over minibatches. Every example is
+    seen once. If batch_size does not divide the number of examples n, the last batch is smaller.
+    Step i draws from fold_in(k, i), where k is derived from the epoch's key.
 
-    On a data set over a mesh of N devices (see fnn.sharding) a batch has batch_size / N examples of
-    each device. Each device draws an order of its own for its own examples, so that no example
+    On a data set over a mesh of N devices (see fnn.sharding) a batch takes batch_size / N examples
+    from each device. Each device draws an order of its own for its own examples, so that no example
     moves. Without shuffling a batch has the next examples of each device.
 
     Shapes: x (n, ...), target (n, ...), loss values (ceil(n / batch_size),), one for each step.
@@ -47,12 +46,13 @@ def make_train_epoch(
         donate: as in make_train_step.
 
     Raises:
-        ValueError: `model`, `loss` or `optimizer` is something else; batch_size is not a positive
-            integer; x or target is no array; there are no examples; x and target differ in the
-            number of examples; there is no key to shuffle with; N does not divide batch_size or n.
+        ValueError: `model` is not a Layer, `loss` not a Loss, or `optimizer` not an Optimizer;
+            batch_size is not a positive integer; x or target is no array; they have no examples, or
+            differ in their number; there is no key to shuffle with; N does not divide batch_size or
+            n.
     """
     batch_size = check_integer("make_train_epoch", "batch_size", batch_size, 1)
-    step = train_step(model, loss, optimizer)
+    step = make_train_step(model, loss, optimizer)
 
     def epoch(state, x, target, key=None):
         num_examples = count_examples("make_train_epoch", x, target)
@@ -67,7 +67,10 @@ def make_train_epoch(
 
         @on_shards(in_specs=(PartitionSpec(), examples, examples), out_specs=(stacked, examples))
         def divide(shuffle_key, x, target):
-            """The full batches, stacked, and the rest: (x, target), or (indices,) into them."""
+            """The full batches, stacked, and the rest of the examples.
+
+            Each is (x, target), or (indices,) if the examples are gathered later.
+            """
             arrays = x, target
             if shuffle:
                 if num_shards > 1:
@@ -86,8 +89,7 @@ def make_train_epoch(
             index, batch = numbered_batch
             if shuffle and not is_copied:
                 batch = gather(*batch, x, target)
-            key = None if step_key is None else jax.random.fold_in(step_key, index)
-            return step(state, *batch, key)
+            return step(state, *batch, fold_key(step_key, index))
 
         full, rest = divide(shuffle_key, x, target)
         losses = []
@@ -107,10 +109,9 @@ def _shards(x, num_examples, batch_size):
 
     on_shards(in_specs=..., out_specs=...) makes a function run on each shard by itself.
     """
-    mesh, axes = sharded_axes(x)
+    mesh, axes, num_shards = sharded_axes(x)
     if not axes:
         return axes, 1, lambda **specs: lambda function: function
-    num_shards = math.prod(mesh.shape[axis] for axis in axes)
     if batch_size % num_shards or num_examples % num_shards:
         raise ValueError(
             "make_train_epoch: expected a batch_size and a number of examples that "
@@ -124,8 +125,8 @@ def _random_order(key, length):
 
     jax.random.permutation sorts the numbers by separate random keys. In an epoch of few and large
     batches that would be most of the time. Up to 4096 numbers are sorted as the low bits of random
-    words instead, which takes a fraction of it. The price: two words may have the same high bits,
-    for any pair with a probability of at most 2**-20; then the smaller number comes first.
+    words instead, which takes a fraction of it. With a probability of at most 2**-20 for any pair,
+    the high bits of two words are equal. Such a pair keeps its order.
     """
     num_bits = (length - 1).bit_length()
     if num_bits > 12:

@@ -1,4 +1,4 @@
-"""Initial weights: functions (key, shape, dtype) -> array, JAX's own under their common names.
+"""Initializers: functions (key, shape, dtype) -> array, made of JAX's.
 
 The shape is in JAX's order (..., in, out): (dim_in, dim_out) for a matrix, and (height, width,
 channels_in, channels_out) for a kernel, whose fans are the channels times height times width. A
@@ -7,7 +7,8 @@ jax.nn.initializers works as it is.
 
 The normal ones are not truncated, as in PyTorch; JAX's functions of the same names cut them off at
 two standard deviations. All that scale by a fan, and orthogonal, raise a ValueError for a shape of
-fewer than two axes.
+fewer than two axes. constant(value), which is JAX's, makes an initializer; fnn.constant is a
+schedule.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ from fnn._checks import check_integer, is_floating
 from fnn._numerics import global_norm
 from fnn.combinators import Sequential
 from fnn.layer import Layer, check_is_layer
-from fnn.losses import Loss
+from fnn.losses import Loss, check_is_loss
 
 OPENED_BY_SUMMARY = ("Sequential", "Residual", "Parallel")
 
@@ -28,8 +28,8 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     A row has the layer's place and name, the shape of its output, the number of its parameters, and
     the bytes of its residuals. An array that several layers keep is counted in the first of them,
     so the total is what a step holds between its two passes. The layers inside a combinator have
-    rows of their own; then comes what the combinator has itself, unless it is a Sequential. A
-    transform is one row. Nothing is computed: jax.eval_shape tells the shapes.
+    rows of their own, and the combinator has one more, except for Sequential. A transform is one
+    row. Nothing is computed: jax.eval_shape tells the shapes.
 
     Raises:
         ValueError: x_shape is no sequence of integers >= 0; what the layers raise for an x of this
@@ -45,7 +45,7 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
             start = len(rows)
             y, residuals = layer.forward(params, x, key)
             kept = {id(leaf): leaf for leaf in jax.tree.leaves(residuals) if id(leaf) not in seen}
-            seen.update(kept)  # which keeps the arrays alive, so that no two have the same id
+            seen.update(kept)  # to keep the arrays alive, so that their ids stay unique
             num_bytes = sum(jnp.asarray(leaf).nbytes for leaf in kept.values())
             num_params = count_params(params) - sum(row[3] for row in rows[start:])
             label = layer.name if layer.name in OPENED_BY_SUMMARY else _label(layer)
@@ -75,17 +75,17 @@ def map_layers(
     *,
     opened: Container[str] | None = None,
 ) -> Layer:
-    """`layer` with change(place, inner) in place of every layer inside it.
+    """`layer` with every layer inside it replaced by change(place, inner).
 
-    Combinators and transforms are opened: rebuilt of changed layers, and then changed themselves,
+    Combinators and transforms are opened: rebuilt from changed layers, and then changed themselves,
     except for Sequential. `opened` names those to be opened; by default it is all of them. place is
     "2.0" for the first layer of the third, and "2.Residual" for the layer in a Residual there.
     """
-    if not layer.layers or (opened and layer.name not in opened):
+    if not layer.layers or layer.rebuild is None or (opened and layer.name not in opened):
         return change(place, layer)
-    is_sequential = layer.name == Sequential.__name__
+    is_sequential = layer.rebuild is Sequential
     inside = [place] if is_sequential else [place, layer.name]
-    numbers = [""]
+    numbers = [""]  # an only layer has no number, unless it is in a Sequential
     if is_sequential or len(layer.layers) > 1:
         numbers = map(str, range(len(layer.layers)))
     changed = layer.rebuild(
@@ -115,10 +115,10 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
     place is "2.0 Linear(25, 2)" for the first layer of the third, and "2.Residual Linear(25, 25)"
     for the layer in a Residual there, which is itself "2 Residual".
 
-    direction is "parameters" and "forward" for params and y on the way forward, and "grads" and
-    "backward" for grads and dx on the way back. statistics are {"norm": the root of the sum of
-    squares, "nonfinite": the number of NaNs and infinities}, both of shape () and over all arrays
-    together. Nothing is reported of what has no floating elements.
+    direction is "parameters" for params and "forward" for y, and on the way back "grads" for grads
+    and "backward" for dx. statistics has two entries of shape (), over all arrays together: "norm",
+    the root of the sum of squares, and "nonfinite", the number of NaNs and infinities. What has no
+    floating elements is not reported.
 
     Raises:
         ValueError: `layer` is not a Layer; callback cannot be called.
@@ -146,7 +146,7 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
         def rebuild(*layers):
             return observed(place, layer.rebuild(*layers))
 
-        inside = {"name": layer.name, "layers": layer.layers, "rebuild": rebuild}
+        inside = {**vars(layer), "rebuild": layer.rebuild and rebuild}
         return Layer(layer.init, forward, backward, **inside)
 
     return map_layers(observed, layer)
@@ -164,8 +164,10 @@ def find_nonfinite(
     one operation runs after the other, and so do the copies in a repeat.
 
     Raises:
-        ValueError: it is called under jit, vmap or another transformation of JAX.
+        ValueError: it is called under jit, vmap or another transformation of JAX; `model` is not a
+            Layer, or `loss` not a Loss.
     """
+    check_is_loss("find_nonfinite", loss)
     arrays = jax.tree.leaves((params, x, target, key))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in arrays):
         raise ValueError("find_nonfinite: expected arrays with values, got ones that are traced")
@@ -192,7 +194,7 @@ def find_nonfinite(
 def _report(callback, place, direction, tree):
     leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(tree)) if is_floating(leaf)]
     if leaves:
-        with jax.disable_jit(False):
+        with jax.disable_jit(False):  # compiled also where find_nonfinite disables it
             statistics = _statistics(leaves)
         jax.debug.callback(functools.partial(callback, place, direction), statistics)
 

@@ -7,19 +7,19 @@ A layer is three pure functions:
     backward: (params, residuals, dy) -> (grads, dx)
 
 params      Any pytree. It is () for a layer without parameters.
-residuals   The saved tensors: what backward needs and forward had. They are the memory that the
-            layer takes between the two passes, so they are as small as the mathematics allows.
-dy, dx      The derivatives of a scalar (the loss) by y and by x. dx has x's shape and dtype.
-grads       The derivative by params. It has the structure, shapes and dtypes of params.
+residuals   The saved tensors: what forward saves for backward. They occupy memory between the two
+            passes, so a layer saves as little as possible.
+dy, dx      The derivatives of the loss with respect to y and x. dx has x's shape and dtype.
+grads       The derivatives with respect to params, with their structure, shapes and dtypes.
 key         A layer that draws random numbers draws them with this key. None means evaluation.
 
 Shapes: x is (..., features). The leading axes are free: one example without a batch axis is legal.
 
-Dtypes: arithmetic runs in x's dtype, params are converted to it, and y has it. Products and sums
-of 16-bit numbers accumulate in float32.
+Dtypes: params are converted to x's dtype, and y has x's dtype. If x holds integers, as for
+Embedding, y has the dtype of params. Sums of 16-bit numbers accumulate in float32.
 
-Errors: a layer raises a ValueError for a wrong shape before it computes anything. It knows from
-the shapes alone; under jit the error comes while JAX traces the program.
+Errors: a layer of fnn raises a ValueError for a wrong shape, with its name, before it computes. The
+check needs only shapes, so under jit it runs while JAX traces the program.
 """
 
 import inspect
@@ -43,17 +43,22 @@ class Layer(_Triple):
     with another learning rule. `print(layer)` shows its name and the layers inside it.
 
     Attributes:
-        name: "Linear(2, 25)". By default the name of the function that defined forward.
-        layers: The layers that it is made of; () if it is not made of layers.
-        rebuild: rebuild(*layers) is the same combinator or transform of other layers.
+        name: "Linear(2, 25)". By default the name of the function that encloses forward.
+        layers: the layers inside it, or ().
+        rebuild: a function: rebuild(*layers) makes the same combinator or transform from other
+            layers. None for a layer without layers inside.
+        settings: what a combinator or transform has beside its layers, for print: {"n": 3}.
 
-    After _replace the name stays, and `layers` is (): the functions need no longer use them.
+    After _replace the name stays, and the inside is forgotten: the new functions may not use it.
     """
 
-    def __new__(cls, init, forward, backward, *, name=None, layers=(), rebuild=None) -> "Layer":
+    def __new__(
+        cls, init, forward, backward, *, name=None, layers=(), rebuild=None, settings=None
+    ) -> "Layer":
         layer = super().__new__(cls, init, forward, backward)
-        name = name or _maker_of(forward)
-        vars(layer).update(name=name, layers=tuple(layers), rebuild=rebuild)
+        name, layers = name or _enclosing_function(forward), tuple(layers)
+        inside = {"name": name, "layers": layers, "rebuild": rebuild, "settings": settings or {}}
+        vars(layer).update(inside)  # because __setattr__ forbids assignments
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -65,9 +70,7 @@ class Layer(_Triple):
     def __repr__(self) -> str:
         if not self.layers:
             return self.name
-        settings = [
-            f"{name}={value!r}" for name, value in getattr(self.rebuild, "keywords", {}).items()
-        ]
+        settings = [f"{name}={value!r}" for name, value in self.settings.items()]
         if len(self.layers) == 1:
             return f"{self.name}({', '.join([repr(self.layers[0]), *settings])})"
         rows = [f"{index}: {layer!r}" for index, layer in enumerate(self.layers)]
@@ -75,8 +78,8 @@ class Layer(_Triple):
         return f"{self.name}(\n{inside}\n)"
 
 
-def _maker_of(function):
-    """The name of the function in which a function is defined; its own name if there is none."""
+def _enclosing_function(function):
+    """The name of the function that encloses `function`; its own name if there is none."""
     function = inspect.unwrap(function) if callable(function) else function
     path = getattr(function, "__qualname__", type(function).__name__)
     return (path.rpartition(".<locals>.")[0] or path).split(".")[-1]
@@ -90,26 +93,40 @@ def check_is_layer(name: str, *layers: Any) -> None:
 
 
 def transformed(layer: Layer, rebuild: Callable[..., Layer], **functions: Callable) -> Layer:
-    """`layer` with other functions, as the transform `rebuild`, which has them made, returns it.
+    """The Layer that a transform returns: `layer` with `functions` in place of its own.
 
-    `rebuild` is the transform, or a functools.partial of it with its settings.
+    Args:
+        rebuild: the transform itself, or functools.partial(transform, **settings). Its name becomes
+            the layer's name.
 
     Raises:
         ValueError: `layer` is not a Layer.
     """
-    name = getattr(rebuild, "func", rebuild).__name__
+    name, settings = getattr(rebuild, "func", rebuild).__name__, getattr(rebuild, "keywords", {})
     check_is_layer(name, layer)
     functions = _Triple(*layer)._replace(**functions)
-    return Layer(*functions, name=name, layers=(layer,), rebuild=rebuild)
+    return Layer(*functions, name=name, layers=(layer,), rebuild=rebuild, settings=settings)
+
+
+def fold_key(key: jax.Array | None, index: Any) -> jax.Array | None:
+    """The key of the layer, copy, step or part number `index`; None if there is no key."""
+    return None if key is None else jax.random.fold_in(key, index)
 
 
 @jax.tree_util.register_static
 class ArrayType(NamedTuple):
-    """The shape and the dtype of an array that residuals need not hold: a pytree without leaves."""
+    """An array's shape and dtype, kept as residuals in place of the array.
+
+    It is a pytree without leaves.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
 
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.shape}"
+
 
 def type_of(array: jax.Array) -> ArrayType:
+    """The array's ArrayType."""
     return ArrayType(array.shape, array.dtype)

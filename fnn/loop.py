@@ -190,8 +190,8 @@ def interruptions(
     """Give a function that returns the number of the first SIGINT or SIGTERM so far, or None.
 
     Neither interrupts the main thread, so that an epoch can be finished and stored. But a SIGINT
-    after the first signal ends the process at once. Signals that were ignored stay ignored.
-    The handlers from before are set again at the end. Only the main thread can enter.
+    after the first signal ends the process at once. Signals that were ignored stay ignored. The
+    handlers from before are set again at the end. Only the main thread can enter.
 
     Args:
         heard: another thread calls it with the number of the first signal, at once.
@@ -253,8 +253,7 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], N
 
 def time_left(start: float, done: int, total: int) -> str:
     """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
-    seconds = round((time.monotonic() - start) / done * (total - done))
-    minutes, seconds = divmod(seconds, 60)
+    minutes, seconds = divmod(round((time.monotonic() - start) / done * (total - done)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
@@ -279,9 +278,8 @@ def find_nonfinite_in_epoch(
     """The layer and direction where an epoch first meets a NaN or an infinity, or None.
 
     The epoch runs once more from `state`, up to the first step whose gradients are not finite.
-    fnn.find_nonfinite then looks at all examples, with the parameters before that step.
-
-    Shapes: the arguments are those of make_train_epoch and of the function that it returns.
+    fnn.find_nonfinite then looks at all examples, with the parameters before that step. The
+    arguments are those of make_train_epoch and of the function that it returns.
     """
 
     def update(grads, opt_state, params):

@@ -1,14 +1,13 @@
-"""Losses: pairs of pure functions, in the style of layers.
+"""Losses. A Loss is two pure functions, forward and backward.
 
 Every loss is s times a sum of terms. The reduction gives the scale s:
 
     "mean"       1 / number of terms, as in torch.nn
     "sum"        1
-    "batchmean"  1 / batch size: the length of the first axis, or 1 for a single example, that is a
-                 prediction with fewer than two axes
+    "batchmean"  1 / len(prediction); a prediction with fewer than two axes is one example
 
-A mean over nothing is refused with a ValueError. The value is a scalar in prediction's dtype. What
-forward keeps for backward is the derivative itself, one array of prediction's shape and dtype.
+"mean" and "batchmean" of an empty prediction raise a ValueError. The value is a scalar in
+prediction's dtype. Residuals: the derivative itself, of prediction's shape and dtype.
 """
 
 from collections.abc import Callable
@@ -17,13 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import as_array, check_array, check_positive
-from fnn._numerics import upcast, valid_or_length
+from fnn._checks import as_array, check_array, check_choice, check_positive, check_type
+from fnn._numerics import mark_invalid, upcast
 from fnn.layers.activations import log_softmax
 
 
 class Loss(NamedTuple):
-    """forward:  (prediction, target) -> (value, residuals), a scalar and what backward needs;
+    """A loss function and its derivative.
+
+    forward:  (prediction, target) -> (value, residuals). The value is a scalar.
     backward: (residuals) -> d_prediction, of the prediction's shape and dtype.
     """
 
@@ -34,7 +35,7 @@ class Loss(NamedTuple):
 def MSELoss(reduction: str = "mean") -> Loss:
     """value = s * sum((prediction - target)^2); d_prediction = 2 s (prediction - target).
 
-    Shapes: prediction and target the same, whatever it is; value ().
+    Shapes: prediction and target have the same, arbitrary shape; value ().
 
     Raises:
         ValueError: unknown reduction; target's shape is not prediction's; a mean over nothing.
@@ -61,10 +62,10 @@ def L1Loss(reduction: str = "mean") -> Loss:
 
 
 def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
-    """value = s * sum(c d - c^2 / 2) with d = prediction - target and c = d clipped to +-delta.
+    """value = s * sum of d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2).
 
-    d_prediction = s c. So a term is d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2).
-    Huber, 1964. Shapes: as MSELoss.
+    d = prediction - target; d_prediction = s c, with c = d clipped to +-delta. A term is then
+    c d - c^2 / 2. Huber, 1964. Shapes: as MSELoss.
 
     Raises:
         ValueError: as MSELoss; delta is not a finite number above 0. A traced one passes.
@@ -89,9 +90,9 @@ def BCEWithLogitsLoss(reduction: str = "mean") -> Loss:
     """
 
     def evaluate(logit, target):
-        inside = _product(target, jax.nn.softplus(-logit))
-        outside = _product(1 - target, jax.nn.softplus(logit))
-        return inside + outside, jax.nn.sigmoid(logit) - target
+        if_one = _product(target, jax.nn.softplus(-logit))
+        if_zero = _product(1 - target, jax.nn.softplus(logit))
+        return if_one + if_zero, jax.nn.sigmoid(logit) - target
 
     return _loss("BCEWithLogitsLoss", reduction, evaluate)
 
@@ -105,27 +106,19 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
     Shapes: prediction (..., classes), the logits; target (...) of an integer dtype, each
     example's class, or (..., classes) of a floating one, the probabilities t; value ().
 
-    A label that is not from 0 to classes - 1 makes the value NaN, and the derivatives of its
-    example. (PyTorch ignores the label -100; fnn ignores none.)
+    An invalid label makes the value and its example's derivatives NaN. Unlike PyTorch, -100 is not
+    ignored.
 
     Raises:
         ValueError: unknown reduction; a target of another shape or dtype; a mean over nothing.
     """
 
-    def evaluate(logits, target):
-        log_p, classes = log_softmax(logits, -1), logits.shape[-1]
-        is_label = jnp.issubdtype(target.dtype, jnp.integer)
-        labels = valid_or_length(target, classes) if is_label else None
-        t = jax.nn.one_hot(labels, classes, dtype=logits.dtype) if is_label else target
-        terms = 0 - jnp.sum(_product(t, log_p), axis=-1)  # 0 minus, so that it is not -0 if p is 1
-        slopes = jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t
-        if is_label:
-            is_class = labels < classes
-            terms = jnp.where(is_class, terms, jnp.nan)
-            slopes = jnp.where(jnp.expand_dims(is_class, -1), slopes, jnp.nan)
-        return terms, slopes
+    def evaluate(logits, t):
+        log_p = log_softmax(logits, -1)
+        terms = 0 - jnp.sum(_product(t, log_p), axis=-1)  # 0 minus the sum is not -0
+        return terms, jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t
 
-    def convert(logits, target):
+    def probabilities(logits, target):
         target = as_array("CrossEntropyLoss", "target", target)
         is_label = jnp.issubdtype(target.dtype, jnp.integer)
         if not is_label and target.shape == logits.shape:
@@ -135,9 +128,12 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
                 f"CrossEntropyLoss: expected integer labels of shape {logits.shape[:-1]} or "
                 f"probabilities of shape {logits.shape}, got {target.dtype} of shape {target.shape}"
             )
-        return target
+        classes = logits.shape[-1]
+        labels = mark_invalid(target, classes)
+        one_hot = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+        return jnp.where(jnp.expand_dims(labels < classes, -1), one_hot, jnp.nan)
 
-    return _loss("CrossEntropyLoss", reduction, evaluate, (..., "classes"), convert)
+    return _loss("CrossEntropyLoss", reduction, evaluate, (..., "classes"), probabilities)
 
 
 def _product(weight, value):
@@ -146,16 +142,13 @@ def _product(weight, value):
 
 
 def _loss(name, reduction, evaluate, shape=(...,), convert=None):
-    """The frame of every loss: evaluate(prediction, target) -> (terms, their derivatives).
+    """Build a Loss from evaluate(prediction, target) -> (terms, their derivatives).
 
-    evaluate gets both in the accumulation dtype. The terms have the prediction's shape, or that of
-    its axes before the classes for a prediction of `shape` (..., "classes"). convert(prediction,
-    target) checks and converts a target that is not simply an array like the prediction.
+    evaluate gets both arguments in the accumulation dtype. There is a term for each element, or, if
+    `shape` has classes, for each example. By default the target must have the prediction's shape;
+    convert(prediction, target) replaces this check.
     """
-    if reduction not in ("mean", "sum", "batchmean"):
-        raise ValueError(
-            f"{name}: expected reduction 'mean', 'sum' or 'batchmean', got {reduction!r}"
-        )
+    check_choice(name, "reduction", reduction, ("mean", "sum", "batchmean"))
 
     def scale(terms, prediction):
         if reduction == "sum":
@@ -178,7 +171,9 @@ def _loss(name, reduction, evaluate, shape=(...,), convert=None):
         value = s * jnp.sum(terms)
         return value.astype(prediction.dtype), (s * derivatives).astype(prediction.dtype)
 
-    def backward(d_prediction):
-        return d_prediction
+    return Loss(forward, lambda d_prediction: d_prediction)
 
-    return Loss(forward, backward)
+
+def check_is_loss(name: str, loss: Any) -> None:
+    """Raise ValueError unless `loss` is a Loss."""
+    check_type(name, loss, Loss, "a Loss such as fnn.MSELoss()")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import as_array, check_integer_array
-from fnn._numerics import valid_or_length
+from fnn._numerics import mark_invalid
 
 
 def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
@@ -29,5 +29,5 @@ def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     if scores.size == 0:
         raise ValueError(f"accuracy: expected at least one example, got shape {scores.shape}")
     predicted = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    is_right = predicted == valid_or_length(labels, scores.shape[-1])
+    is_right = predicted == mark_invalid(labels, scores.shape[-1])
     return jnp.mean(is_right & ~jnp.any(jnp.isnan(scores), axis=-1))

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_nonnegative, check_positive, check_tree
+from fnn._checks import check_nonnegative, check_positive, check_tree, check_type
 from fnn._numerics import clipping_factor, global_norm, log_of, upcast
 from fnn.schedules import Schedule
 
-LAST_STEP = 2**31 - 1  # the largest int32; a counter of updates stays there
+LAST_STEP = 2**31 - 1  # the largest int32: step counters stay there
 
 
 class Optimizer(NamedTuple):
@@ -43,18 +43,17 @@ def sgd(
     Arithmetic runs in the parameter's dtype, or in float32 for 16-bit parameters.
 
     Args:
-        learning_rate: a number, a traced array, or a schedule: step -> rate, from step 0.
+        learning_rate: a number, or a schedule step -> rate. The first step is 0.
 
     Raises:
-        ValueError: a negative or non-finite number (traced values pass); nesterov without
-            momentum; a rate that is no scalar; params that are not floating; grads, or the state's
-            velocity, whose structure or shapes are not those of params, or that are not floating; a
-            state of another optimizer.
+        ValueError: a number is negative or not finite (traced values pass); nesterov without
+            momentum; the rate is not a scalar; params, grads or state do not match or are not
+            floating.
     """
     rate_at = _rate_at("sgd", learning_rate)
     check_nonnegative("sgd", "momentum", momentum)
     check_nonnegative("sgd", "weight_decay", weight_decay)
-    has_momentum, has_weight_decay = map(_may_differ_from_zero, (momentum, weight_decay))
+    has_momentum, has_weight_decay = _is_used(momentum), _is_used(weight_decay)
     if nesterov and not has_momentum:
         raise ValueError("sgd: expected momentum > 0 with nesterov=True, got 0")
 
@@ -64,7 +63,7 @@ def sgd(
         return SGDState(jnp.zeros((), jnp.int32), velocity)
 
     def update(grads, state, params):
-        _check_state("sgd", state, SGDState)
+        check_type("sgd", state, SGDState, "a state of sgd")
         check_tree("sgd", "params", params, params)
         check_tree("sgd", "grads", grads, params)
         check_tree("sgd", "velocity", state.velocity, params if has_momentum else ())
@@ -78,7 +77,7 @@ def sgd(
             direction = _add_scaled(direction, momentum, velocity) if nesterov else velocity
         new = _add_scaled(old, -rate, direction)
         velocity = _round_like(velocity, state.velocity)
-        return _round_like(new, params), SGDState(_next(state.step), velocity)
+        return _round_like(new, params), SGDState(_next_step(state.step), velocity)
 
     return Optimizer(init, update)
 
@@ -106,41 +105,41 @@ def adam(
     16-bit parameters. Without weight decay it is torch.optim.Adam.
 
     Args:
-        learning_rate: a number, a traced array, or a schedule: step -> rate, from step 0.
+        learning_rate: a number, or a schedule step -> rate. The first step is 0.
 
     Raises:
-        ValueError: b1 or b2 is not from 0 to below 1, or another number is negative or not finite
-            (traced values pass); a rate that is no scalar; params that are not floating; grads, or
-            the state's means, whose structure or shapes are not those of params, or that are not
-            floating; a state of another optimizer.
+        ValueError: as sgd; b1 or b2 is not from 0 to below 1.
     """
     for what, value in {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}.items():
         check_nonnegative("adam", what, value)
         if what in ("b1", "b2") and not isinstance(value, jax.core.Tracer) and value >= 1:
             raise ValueError(f"adam: expected {what} to be below 1, got {value!r}")
     rate_at = _rate_at("adam", learning_rate)
-    has_weight_decay = _may_differ_from_zero(weight_decay)
+    has_weight_decay = _is_used(weight_decay)
 
     def init(params):
         check_tree("adam", "params", params, params)
-        mean, square = (jax.tree.map(lambda p: jnp.zeros_like(upcast(p)), params) for _ in range(2))
-        return AdamState(jnp.zeros((), jnp.int32), mean, square)
+
+        def zeros():  # twice: a donated state must not have the same array at two places
+            return jax.tree.map(lambda p: jnp.zeros_like(upcast(p)), params)
+
+        return AdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(grads, state, params):
-        _check_state("adam", state, AdamState)
+        check_type("adam", state, AdamState, "a state of adam")
         check_tree("adam", "params", params, params)
         check_tree("adam", "grads", grads, params)
         check_tree("adam", "mean", state.mean, params)
         check_tree("adam", "square", state.square, params)
-        rate, step = rate_at(state.step), _next(state.step)
+        rate, step = rate_at(state.step), _next_step(state.step)
 
         def moving_mean(decay, m, x, factor=1):
-            """decay m + (1 - decay) x factor, multiplied in an order in which x^2 may overflow."""
+            """decay m + (1 - decay) x factor. x * factor alone might overflow."""
             return jnp.asarray(decay, m.dtype) * m + jnp.asarray(1 - decay, m.dtype) * x * factor
 
         def new(p, m, v):
             m = m / _one_minus_power(b1, step, m.dtype)
-            # The derivative of sqrt is infinite at 0, which jax.jvp would multiply by 0.
+            # where avoids sqrt's infinite derivative at 0.
             root = jnp.where(v == 0, 0, jnp.sqrt(jnp.where(v == 0, 1, v)))
             root = root / jnp.sqrt(_one_minus_power(b2, step, v.dtype))
             direction = m / (root + jnp.asarray(eps, v.dtype))
@@ -187,19 +186,10 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Op
 
 def check_is_optimizer(name: str, optimizer: Any) -> None:
     """Raise ValueError unless `optimizer` is an Optimizer."""
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(
-            f"{name}: expected an Optimizer such as fnn.sgd(0.1), got {optimizer!r:.200}"
-        )
+    check_type(name, optimizer, Optimizer, "an Optimizer such as fnn.sgd(0.1)")
 
 
-def _check_state(name, state, kind):
-    if not isinstance(state, kind):
-        got = type(state).__name__
-        raise ValueError(f"{name}: expected the state that its init returns, got {got}")
-
-
-def _next(step):
+def _next_step(step):
     return jnp.minimum(step, LAST_STEP - 1) + 1
 
 
@@ -217,11 +207,12 @@ def _rate_at(name, learning_rate):
     return rate_at
 
 
-def _may_differ_from_zero(factor):
+def _is_used(factor):
     return isinstance(factor, jax.core.Tracer) or factor != 0
 
 
 def _round_like(tree, like):
+    """Convert each leaf to the dtype of `like`'s."""
     return jax.tree.map(lambda a, b: a.astype(jnp.asarray(b).dtype), tree, like)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fnn._checks import check_integer, check_nonnegative
 from fnn._numerics import log_of
 
-Schedule = Callable[[Any], Any]  # step () -> rate (), both possibly traced
+Schedule = Callable[[Any], Any]  # step -> rate, both scalars, possibly traced
 
 
 def constant(rate: float | jax.Array) -> Schedule:
@@ -67,7 +67,7 @@ def exponential_decay(
 
     def rate_at(step):
         start, step, steps = (jnp.asarray(a, float) for a in (rate, step, decay_steps))
-        # At step 0 the power is 1, also for a decay_rate of 0, whose logarithm is infinite.
+        # At step 0 the power is 1. The inner where avoids 0 * log(0).
         exponent = jnp.where(step == 0, 1, step) / steps * jnp.asarray(log, float)
         return start * jnp.exp(jnp.where(step == 0, 0, exponent))
 
@@ -75,16 +75,19 @@ def exponential_decay(
 
 
 def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.Array) -> Schedule:
-    """rate(step) = values[i], where i boundaries are not above the step.
+    """rate(step) = values[number of boundaries <= step].
 
     values[0] holds before step boundaries[0], and values[-1] from step boundaries[-1] on.
 
     Raises:
-        ValueError: boundaries are not integers >= 0 in increasing order; values are not one more
-            than they, or one of them is negative or not finite (traced values pass).
+        ValueError: boundaries are not integers from 0 to 2**31 - 1 in increasing order (traced ones
+            do not pass); len(values) is not len(boundaries) + 1; a value is negative or not finite
+            (traced ones pass).
     """
     name = "piecewise_constant"
-    boundaries = [check_integer(name, "each boundary", boundary, 0) for boundary in boundaries]
+    boundaries = [check_integer(name, "each boundary", b, 0, 2**31 - 1) for b in boundaries]
+    if any(isinstance(boundary, jax.core.Tracer) for boundary in boundaries):
+        raise ValueError(f"{name}: expected boundaries with values, got traced ones")
     if any(later <= earlier for earlier, later in pairwise(boundaries)):
         raise ValueError(f"{name}: expected boundaries in increasing order, got {boundaries}")
     if len(values) != len(boundaries) + 1:

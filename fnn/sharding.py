@@ -9,6 +9,8 @@ examples in a backward pass become all-reduces.
     state, losses = epoch(state, x, target, key)
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,30 +61,34 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
     return _place(mesh, PartitionSpec(mesh.axis_names[0]), batch)
 
 
-def sharded_axes(x: jax.Array) -> tuple[Any, tuple[str, ...]]:
-    """x's abstract mesh, and the names of its axes over which x's first axis is sharded.
+def sharded_axes(x: jax.Array) -> tuple[Any, tuple[str, ...], int]:
+    """x's abstract mesh, its axes over which x's first axis is sharded, and the number of shards.
 
-    Explicit axes tell it in x's type. Auto axes tell nothing while a program is traced: then it is
-    taken to be the mesh's first axis. Without a mesh there are no axes.
+    On Explicit axes, x's type tells them. On Auto axes nothing is known while a program is traced:
+    it is assumed to be the mesh's first axis. Without a mesh there are no axes, and one shard.
     """
     sharding = jax.typeof(x).sharding
     mesh, axes = sharding.mesh, sharding.spec[0]
     if AxisType.Auto in mesh.axis_types[:1]:
         axes = mesh.axis_names[0]
-    return mesh, axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+    if axes is None:
+        axes = ()
+    elif isinstance(axes, str):
+        axes = (axes,)
+    return mesh, axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _place(mesh, spec, tree):
-    # JAX may keep a view of NumPy's memory, which the caller may use for the next batch.
-    tree = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jnp.array(a), tree)
+    # Without copies, JAX may share memory with an array that the caller then overwrites or donates.
+    tree = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else copy.copy(a), tree)
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
+        return jax.device_put(tree, sharding, may_alias=False)
 
     def place(leaf):
         if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jax.dtypes.prng_key):
             impl = jax.random.key_impl(leaf)
             return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=impl)
-        return jax.make_array_from_process_local_data(sharding, jax.device_get(leaf))
+        return jax.make_array_from_process_local_data(sharding, copy.copy(jax.device_get(leaf)))
 
     return jax.tree.map(place, tree)

@@ -15,7 +15,7 @@ def per_example(layer: Layer) -> Layer:
     """The layer with a gradient for each example: vmap of forward and backward over x's first axis.
 
     Changes grads: every leaf gains a first axis, the batch. The sum over it is the layer's grads.
-    They take the memory of one params for each example; if the norms are all you need, see
+    They take the memory of one copy of params for each example; if the norms are all you need, see
     linear_squared_norms. Example i draws from fold_in(key, i) under vmap. (Keys of JAX's
     implementation "rbg" draw other numbers there than they draw alone.)
 
@@ -39,8 +39,8 @@ def per_example(layer: Layer) -> Layer:
         return layer.forward(params, x, key)
 
     def backward(params, residuals, dy):
-        residuals, y = residuals
-        dy = check_array("per_example", "dy", dy, *y)
+        residuals, y_type = residuals
+        dy = check_array("per_example", "dy", dy, *y_type)
         return jax.vmap(layer.backward, (None, 0, 0))(params, residuals, dy)
 
     return transformed(layer, per_example, forward=forward, backward=backward)
@@ -55,13 +55,14 @@ def linear_squared_norms(
     jax.tree.leaves(grads) is then each example's squared norm for the whole network.
 
     |dW|^2 = sum over s, t of (x_s . x_t)(dy_s . dy_t) and |db|^2 = |sum over t of dy_t|^2, where s
-    and t are the positions in one example. x (batch, dim_in) has one position, and |dW|^2 is
-    |x|^2 |dy|^2; in x (batch, ..., dim_in) all axes between are positions. No example's dW is
-    formed. Goodfellow, 2015; Li et al., 2022. dx = dy W as in Linear.
+    and t are the positions in one example: in x (batch, ..., dim_in) all axes between. With one
+    position |dW|^2 is |x|^2 |dy|^2. No example's dW is formed. Goodfellow, 2015; Li et al., 2022.
+    dx = dy W as in Linear.
 
-    Shapes: x, which is Linear's residuals, (batch, ..., dim_in), or (dim_in,) for one example; dy
-    (batch, ..., dim_out); grads {"W": (batch,), "b": (batch,)}, "b" where params have it, in
-    float32 for 16-bit x.
+    Shapes:
+        x: (batch, ..., dim_in), or (dim_in,) for one example. These are Linear's residuals.
+        dy: (batch, ..., dim_out).
+        grads: {"W": (batch,), "b": (batch,)}, "b" where params have it, in float32 for 16-bit x.
 
     Raises:
         ValueError: params are not Linear's; x or dy have another shape or are not floating.
@@ -75,14 +76,14 @@ def linear_squared_norms(
     batch = x.shape[:1] if x.ndim > 1 else ()
     positions = math.prod(x.shape[len(batch) : -1])
 
-    def products(array):
+    def inner_products(array):
         """a_s . a_t for all positions s, t of each example."""
         dtype = accumulation_dtype(array.dtype)
         return jnp.einsum("...sf,...tf->...st", array, array, preferred_element_type=dtype)
 
     xs, dys = (array.reshape(*batch, positions, array.shape[-1]) for array in (x, dy))
     # Rounding may make a sum that should be 0 slightly negative.
-    grads = {"W": jnp.maximum(jnp.sum(products(xs) * products(dys), axis=(-2, -1)), 0)}
+    grads = {"W": jnp.maximum(jnp.sum(inner_products(xs) * inner_products(dys), axis=(-2, -1)), 0)}
     if "b" in params:
         grads["b"] = jnp.sum(jnp.square(jnp.sum(upcast(dys), axis=-2)), axis=-1)
     return grads, contract(dy, W, -1, 0).astype(x.dtype)

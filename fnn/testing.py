@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fnn._checks import is_floating
+from fnn._numerics import cast_floating
 from fnn.layer import Layer
 from fnn.losses import Loss
 
-STEP = 1e-6  # of the finite differences, times the square root of an element beyond 1
-TOLERANCE = 1e-6  # of a derivative, relative to the largest of the same leaf
-MAX_PARTS = 1024  # into which a leaf is divided
+STEP = 1e-6  # the step of the differences; times sqrt(largest |x|) if that is above 1
+TOLERANCE = 1e-6  # relative to the largest derivative of the same leaf
+MAX_PARTS = 1024  # how many parts of a leaf are checked apart
 
 # A check's programs run once each: to optimise them would take longer than it saves.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -27,12 +28,13 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
     a key and, where that changes y, with one. Everything runs in float64, whatever the caller's
     jax_enable_x64, which is left as it was.
 
-    Every floating element of params and x is checked by itself; in a leaf of more than 1024
-    elements, runs of neighbours are checked together, in a random direction. A derivative must
-    lie between the two one-sided differences with a step of 1e-6: at a kink any subgradient
-    passes, and an error is seen if it is beyond 1e-6 of the leaf's largest derivative and beyond
-    the rounding of the differences, about 1e-9 of the sum of |dy y|. So keep x of order 1, off
-    the kinks, and small: the check costs two forward passes an element.
+    Every floating element of params and x is checked by itself. In a leaf of more than 1024
+    elements, neighbours are checked together, in a random direction.
+
+    A derivative must lie between the two one-sided differences with a step of 1e-6. So at a kink
+    any subgradient passes. An error is seen if it is beyond 1e-6 of the leaf's largest derivative,
+    and beyond the rounding of the differences, which is about 1e-9 of the sum of |dy y|. Keep x of
+    order 1, off the kinks, and small: the check costs two forward passes for each element.
 
     Args:
         x: an input (..., features).
@@ -48,13 +50,14 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
 
         @_jit
         def prepare(x):
-            params, x = _float64((layer.init(init_key), x))
+            params, x = cast_floating((layer.init(init_key), x), jnp.float64)
             leaves, structure = jax.tree.flatten(params)
             noise_keys = jax.random.split(noise_key, len(leaves))
             leaves = [
                 leaf + 0.1 * jax.random.normal(key, leaf.shape) if is_floating(leaf) else leaf
                 for leaf, key in zip(leaves, noise_keys, strict=True)
             ]
+            # The keys name the derivatives, as the messages do.
             inputs = {"grads": jax.tree.unflatten(structure, leaves), "dx": x}
             y, y_with_key = (forward(run_key, inputs)[0] for run_key in (None, layer_key))
             return inputs, jax.random.normal(dy_key, y.shape), jnp.any(y != y_with_key)
@@ -78,7 +81,7 @@ def check_loss(loss: Loss, prediction: jax.Array, target: jax.Array) -> None:
     As check_layer, for the derivative by prediction.
     """
     with jax.enable_x64(True):
-        prediction, target = _float64((jnp.asarray(prediction), jnp.asarray(target)))
+        prediction, target = cast_floating((prediction, target), jnp.float64)
 
         def forward(inputs):
             value, residuals = loss.forward(inputs["d_prediction"], target)
@@ -108,8 +111,8 @@ def _compare(name, forward, backward, inputs, dy):
 
     @_jit
     def measure(inputs, dy):
-        """For each part: is the slope of <dy, y> wrong, and by how much; the slope by backward and
-        by differences along a direction in that part; the largest slope in its leaf."""
+        """For each part, about the slope of <dy, y> along a direction in that part: is it wrong, by
+        how much, backward's slope, the differences' slope, and the leaf's largest slope."""
         owner, starts, stops = jnp.array(parts, int).reshape(-1, 3).T
         y, residuals = forward(inputs)
         _check_alike(f"{name}: expected y", y.astype(jnp.float64), y)
@@ -140,14 +143,15 @@ def _compare(name, forward, backward, inputs, dy):
 
             left, right = jax.lax.map(slope, jnp.array([-step, step]))
             rounding = 4 * jnp.finfo(y.dtype).eps * jnp.sum(jnp.abs(dy * y)) / step
-            given = jnp.sum(jnp.where(inside, gradient * direction, 0))  # one NaN stays one
+            # Not vdot, in which a NaN of another part would become 0 * NaN.
+            given = jnp.sum(jnp.where(inside, gradient * direction, 0))
             return given, left, right, rounding
 
         given, left, right, rounding = jax.lax.map(slopes, (starts, stops))
         excess = jnp.maximum(jnp.minimum(left, right) - given, given - jnp.maximum(left, right))
         steepest = jnp.maximum(jnp.abs(left), jnp.abs(right))
         largest = jax.ops.segment_max(steepest, owner, len(leaves))[owner]
-        wrong = ~(excess <= TOLERANCE * largest + rounding)  # so that NaN is wrong
+        wrong = ~(excess <= TOLERANCE * largest + rounding)  # also where excess is NaN
         return wrong, jnp.nan_to_num(excess, nan=jnp.inf), given, (left + right) / 2, largest
 
     results = jax.device_get(measure(inputs, dy))
@@ -180,11 +184,3 @@ def _check_alike(expectation, like, got):
     )
     if got != like:
         raise AssertionError(f"{expectation} to be {like}, got {got}")
-
-
-def _float64(tree):
-    def convert(leaf):
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.float64) if is_floating(leaf) else leaf
-
-    return jax.tree.map(convert, tree)

@@ -1,6 +1,5 @@
 """Training: loss and gradients by the hand-written passes, and the training step."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fnn._checks import check_integer
+from fnn._checks import check_choice, check_integer
 from fnn._numerics import accumulation_dtype, upcast
 from fnn.layer import Layer, check_is_layer
-from fnn.losses import Loss
+from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, check_is_optimizer
 from fnn.sharding import sharded_axes
 
 
 class TrainState(NamedTuple):
-    """What a training step maps to its successor: a pytree."""
+    """The parameters and the optimizer's state: what a training step maps to its successor."""
 
     params: Any
     opt_state: Any
@@ -28,16 +27,13 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
 
     The counterpart of jax.value_and_grad: grads has the structure, shapes and dtypes of params.
 
-    Shapes: x what the model takes, target what the loss takes beside the model's output, value ().
+    Shapes: x as the model accepts, target as the loss accepts for the model's output, value ().
 
     Raises:
         ValueError: `model` is not a Layer; `loss` is not a Loss, or its value not of shape ().
     """
     check_is_layer("loss_and_grads", model)
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            f"loss_and_grads: expected a Loss such as fnn.MSELoss(), got {loss!r:.200}"
-        )
+    check_is_loss("loss_and_grads", loss)
 
     def evaluate(params, x, target, key=None):
         prediction, residuals = model.forward(params, x, key)
@@ -59,14 +55,14 @@ def accumulate_gradients(
 
     A scan over num_microbatches parts adds up their values and grads, 16-bit ones in float32. The
     result is that of loss_and_grads_fn for the whole batch, up to rounding, with the memory of one
-    part. Part i has the examples i, i + num_microbatches, ...: so each device of many divides its
-    own part of the batch. Part i draws from fold_in(key, i).
+    part. Part i has the examples i, i + num_microbatches, ..., and draws from fold_in(key, i). On a
+    mesh, each device thus splits only its own examples.
 
     Shapes: x (batch, ...), target (batch, ...).
 
     Args:
         loss_and_grads_fn: what loss_and_grads returns, or any function of that signature, such as
-            jax.value_and_grad gives. The key is passed on only if there is one.
+            jax.value_and_grad gives. It is called without a key if key is None.
         reduction: "mean" for a loss that averages over the examples, "sum" for one that adds.
 
     Raises:
@@ -75,10 +71,7 @@ def accumulate_gradients(
             value is not of shape (), or the grads have another structure or shapes than params.
     """
     count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            f"accumulate_gradients: expected reduction 'mean' or 'sum', got {reduction!r}"
-        )
+    check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
 
     def evaluate(params, x, target, key=None):
         x, target = jnp.asarray(x), jnp.asarray(target)
@@ -122,7 +115,8 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
 
     Args:
         batch_size: how many examples (the first axis of x) to evaluate at a time, which bounds the
-            memory. By default all at once. On a mesh each device evaluates its own examples.
+            memory. By default all at once. The model then gets single examples under jax.vmap, and
+            on a mesh each device evaluates its own.
 
     Raises:
         ValueError: batch_size is not a positive integer, or x has no axis to divide.
@@ -137,8 +131,8 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
     def in_batches(params, x):
         return jax.lax.map(lambda x: model.forward(params, x)[0], x, batch_size=batch_size)
 
-    mesh, axes = sharded_axes(x)
-    if axes and len(x) % math.prod(mesh.shape[axis] for axis in axes) == 0:
+    mesh, axes, num_shards = sharded_axes(x)
+    if axes and len(x) % num_shards == 0:
         specs = PartitionSpec(), PartitionSpec(axes)
         in_batches = jax.shard_map(in_batches, mesh=mesh, in_specs=specs, out_specs=specs[1])
     return in_batches(params, x)
@@ -152,7 +146,7 @@ def init_train_state(model: Layer, optimizer: Optimizer, key: jax.Array) -> Trai
     """
     check_is_layer("init_train_state", model)
     check_is_optimizer("init_train_state", optimizer)
-    # A step returns arrays. If it got Python's numbers first, JAX would compile it twice.
+    # If a step got Python's numbers first, and then the arrays it returns, JAX would compile twice.
     params = jax.tree.map(_strongly_typed, model.init(key))
     return TrainState(params, optimizer.init(params))
 
@@ -168,20 +162,12 @@ def make_train_step(
     the results are there: JAX may still read it.
 
     Args:
-        donate: give the given state's buffers to the new one. The given state cannot be used
-            again; a big model then needs the memory of one state less.
+        donate: give the given state's buffers to the new one. This saves the memory of one state;
+            the given state cannot be used again.
 
     Raises:
-        ValueError: `model`, `loss` or `optimizer` is something else.
+        ValueError: `model` is not a Layer, `loss` not a Loss, or `optimizer` not an Optimizer.
     """
-    step = train_step(model, loss, optimizer)
-    return jax.jit(step, donate_argnums=0 if donate else ())
-
-
-def train_step(
-    model: Layer, loss: Loss, optimizer: Optimizer
-) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """The function that make_train_step compiles."""
     evaluate = loss_and_grads(model, loss)
     check_is_optimizer("make_train_step", optimizer)
 
@@ -190,7 +176,7 @@ def train_step(
         params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(params, opt_state), value
 
-    return step
+    return jax.jit(step, donate_argnums=0 if donate else ())
 
 
 def count_examples(name: str, x: Any, target: Any) -> int:
@@ -202,7 +188,8 @@ def count_examples(name: str, x: Any, target: Any) -> int:
     for what, array in (("x", x), ("target", target)):
         if not hasattr(array, "shape"):
             raise ValueError(f"{name}: expected {what} to be an array, got {type(array).__name__}")
-    if not x.shape or not target.shape or not x.shape[0] == target.shape[0] > 0:
+    lengths = x.shape[:1], target.shape[:1]
+    if () in lengths or (0,) in lengths or lengths[0] != lengths[1]:
         raise ValueError(
             f"{name}: expected x and target with the same number of examples, at least one, on the "
             f"first axis, got shapes {x.shape} and {target.shape}"
@@ -219,6 +206,7 @@ def _check_value(name, value):
 
 
 def _strongly_typed(leaf):
+    """The leaf as an array that is not weakly typed."""
     if isinstance(leaf, jax.Array) and not leaf.weak_type:
         return leaf
     return jnp.asarray(leaf, jnp.asarray(leaf).dtype)

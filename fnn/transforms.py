@@ -1,11 +1,10 @@
 """Transforms: one layer -> one layer, with another memory, precision or routing of gradients.
 
-A layer is three functions, so a function from layer to layer can change how gradients are computed,
-stored or routed. Each docstring says what the transform changes. Transforms may stand inside each
-other and inside combinators.
+Each docstring says what changes. Transforms can be nested.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,12 +20,12 @@ from fnn._checks import (
     is_floating,
     note_on_error,
 )
-from fnn._numerics import clipping_factor, norm, upcast
-from fnn.layer import Layer, check_is_layer, transformed, type_of
+from fnn._numerics import cast_floating, clipping_factor, norm, upcast
+from fnn.layer import Layer, check_is_layer, fold_key, transformed, type_of
 
 
 def remat(layer: Layer) -> Layer:
-    """The layer that keeps x alone: its backward runs forward again. Chen et al., 2016.
+    """The layer that keeps only x and the key: backward runs forward again. Chen et al., 2016.
 
     Changes the memory between the passes, at the cost of a second forward pass. Both forward passes
     draw from the same key.
@@ -45,7 +44,7 @@ def remat(layer: Layer) -> Layer:
 
     @jax.jit
     def run_again(*args):
-        return _without_reuse(forward_and_backward, *args)
+        return _compute_again(forward_and_backward, *args)
 
     def backward(params, residuals, dy):
         return run_again(params, *residuals, dy)
@@ -69,7 +68,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     n = check_integer("repeat", "n", n, 1)
 
     def init(key):
-        # By a loop: under vmap, keys of the implementation "rbg" would draw other numbers.
+        # Not vmap: there keys of the implementation "rbg" draw other numbers.
         return jax.lax.map(lambda index: layer.init(jax.random.fold_in(key, index)), jnp.arange(n))
 
     def check_copies(params):
@@ -79,33 +78,29 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     def check_alike(what, expected, got):
         if type_of(got) != type_of(expected):
-            (shape, dtype), (got_shape, got_dtype) = type_of(expected), type_of(got)
-            raise ValueError(
-                f"repeat: expected {what}, {dtype} of shape {shape}, "
-                f"got {got_dtype} of shape {got_shape}"
-            )
+            raise ValueError(f"repeat: expected {what}, {type_of(expected)}, got {type_of(got)}")
 
     def forward(params, x, key=None):
         check_copies(params)
 
         def step(x, copy):
             index, params = copy
-            layer_key = None if key is None else jax.random.fold_in(key, index)
-            y, residuals = layer.forward(params, x, layer_key)
+            y, residuals = layer.forward(params, x, fold_key(key, index))
             check_alike("y to be like x", x, y)
             return y, _each_array_once(residuals)
 
         with note_on_error("in repeat, forward"):
-            y, kept = jax.lax.scan(step, jnp.asarray(x), (jnp.arange(n), params))
-        return y, (_as_before(*kept), type_of(y))
+            y, (arrays, sharing) = jax.lax.scan(step, jnp.asarray(x), (jnp.arange(n), params))
+        return y, (_rebuild(arrays, sharing), type_of(y))
 
     def backward(params, residuals, dy):
         check_copies(params)
-        residuals, y = residuals
-        dy = check_array("repeat", "dy", dy, *y)
+        residuals, y_type = residuals
+        dy = check_array("repeat", "dy", dy, *y_type)
 
         def step(dy, copy):
-            grads, dx = layer.backward(*copy, dy)
+            params, residuals = copy
+            grads, dx = layer.backward(params, residuals, dy)
             check_alike("dx to be like dy", dy, dx)
             return dx, grads
 
@@ -121,8 +116,8 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     """The layer with params, x and dy converted to dtype, and y, grads and dx converted back.
 
     Changes precision. Parameters and grads keep their own dtype, y and dx have x's dtype, and
-    everything between, residuals too, has `dtype`. Around a whole model, nothing is converted
-    between its layers. For an x of integers, y has `dtype`. Micikevicius et al., 2018.
+    everything between, residuals too, has `dtype`. Around a whole model it converts only at the two
+    ends. For an x of integers, y has `dtype`. Micikevicius et al., 2018.
 
     float16 has no numbers below 6e-8, so the derivatives of a mean over many examples become 0 in
     it. Scale the loss: let its backward give 1000 times the derivative, and divide the grads by
@@ -138,23 +133,17 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     if not is_allowed:
         raise ValueError(f"with_compute_dtype: expected a floating dtype, got {dtype!r}")
 
-    def convert(tree):
-        leaves, structure = jax.tree.flatten(tree)
-        leaves = [
-            leaf.astype(dtype) if is_floating(leaf) else leaf for leaf in map(jnp.asarray, leaves)
-        ]
-        return jax.tree.unflatten(structure, leaves)
-
     def forward(params, x, key=None):
         x = jnp.asarray(x)
-        y, residuals = layer.forward(convert(params), convert(x), key)
+        y, residuals = layer.forward(*cast_floating((params, x), dtype), key)
         return (y.astype(x.dtype) if is_floating(x) else y), (residuals, type_of(x))
 
     def backward(params, residuals, dy):
-        residuals, x = residuals
-        grads, dx = layer.backward(convert(params), residuals, convert(dy))
+        residuals, x_type = residuals
+        low_params, low_dy = cast_floating((params, dy), dtype)
+        grads, dx = layer.backward(low_params, residuals, low_dy)
         grads = jax.tree.map(lambda grad, leaf: grad.astype(jnp.asarray(leaf).dtype), grads, params)
-        return grads, dx.astype(x.dtype)
+        return grads, dx.astype(x_type.dtype)
 
     rebuild = functools.partial(with_compute_dtype, dtype=dtype)
     return transformed(layer, rebuild, forward=forward, backward=backward)
@@ -181,7 +170,9 @@ def freeze(layer: Layer) -> Layer:
 
 
 def scale_gradient(layer: Layer, factor: float | jax.Array) -> Layer:
-    """The layer with factor * dx in place of dx. -1 reverses it (Ganin and Lempitsky, 2015).
+    """The layer with factor * dx in place of dx.
+
+    The factor -1 reverses the gradient (Ganin and Lempitsky, 2015).
 
     Changes dx, and so the gradients of all layers before this one, but not its own grads. The dx
     of an x of integers stays 0.
@@ -197,25 +188,29 @@ def scale_gradient(layer: Layer, factor: float | jax.Array) -> Layer:
 def clip_gradient(
     layer: Layer, max_norm: float | jax.Array, *, axis: int | tuple[int, ...] | None = None
 ) -> Layer:
-    """The layer with dx * min(1, max_norm / |dx|) in place of dx, |dx| the norm of each example's.
+    """The layer with dx * min(1, max_norm / |dx|) in place of dx. |dx| is the norm over an example.
 
     Changes dx, and so the gradients of all layers before this one, but not its own grads. The dx
     of an x of integers stays 0.
 
     Args:
-        axis: the axes of one example, over which the norm is taken. By default all but the first,
-            which is the batch, or the only one there is. For an example without a batch axis, as
-            under jax.vmap, name its axes: (-3, -2, -1) for an image (height, width, channels).
+        axis: the axes of one example, over which the norm is taken. By default all axes but the
+            first, which is the batch; for a single axis, that axis. For an example without a batch
+            axis, as under jax.vmap, name its axes: (-3, -2, -1) for an image (height, width,
+            channels).
 
     Raises:
         ValueError: `layer` is not a Layer; max_norm is not a finite number above 0 (a traced one
-            passes); dx has no such axis.
+            passes); axis is not an integer or a tuple of integers, or dx has no such axis.
     """
     check_positive("clip_gradient", "max_norm", max_norm)
+    for number in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
+        check_integer("clip_gradient", "axis", number, -math.inf)
 
     def clip(dx):
-        own = tuple(range(dx.ndim > 1, dx.ndim)) if axis is None else axis
-        return dx * clipping_factor(norm(dx, own), max_norm)
+        first = 1 if dx.ndim > 1 else 0
+        own_axes = tuple(range(first, dx.ndim)) if axis is None else axis
+        return dx * clipping_factor(norm(dx, own_axes), max_norm)
 
     rebuild = functools.partial(clip_gradient, max_norm=max_norm, axis=axis)
     return _with_dx(layer, rebuild, clip)
@@ -224,9 +219,9 @@ def clip_gradient(
 def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
     """f(params, x, key=None) -> y, which jax.grad differentiates by the layer's own backward.
 
-    Changes only who calls backward. Programs of Flax, Equinox or plain JAX can so use a layer and
-    its learning rule, under jit, vmap and scan too. jax.jvp has no rule for it, and JAX refuses
-    grads of another shape than params, such as those of per_example.
+    Changes only who calls backward. Thus code in Flax, Equinox or plain JAX can use a layer and its
+    learning rule, under jit, vmap and scan too. jax.jvp has no rule for it. JAX refuses grads of
+    another shape than params, such as those of per_example.
 
     Raises:
         ValueError: `layer` is not a Layer.
@@ -270,24 +265,27 @@ class _Sharing(NamedTuple):
 
 
 def _each_array_once(tree):
-    """The arrays of a tree, each once though it may be several leaves, and how they are shared."""
+    """The arrays of a tree, each once, and how the leaves share them.
+
+    lax.scan would otherwise stack an array twice that is kept twice.
+    """
     leaves, structure = jax.tree.flatten(tree)
     arrays = {id(leaf): leaf for leaf in leaves}
     positions = {key: index for index, key in enumerate(arrays)}
     return list(arrays.values()), _Sharing(structure, tuple(positions[id(x)] for x in leaves))
 
 
-def _as_before(arrays, sharing):
+def _rebuild(arrays, sharing):
     """The inverse of _each_array_once."""
     return sharing.structure.unflatten(arrays[index] for index in sharing.indices)
 
 
-def _without_reuse(function, *args):
+def _compute_again(function, *args):
     """function(*args), computed anew: the compiler reuses no result of an earlier computation.
 
     XLA would see that the second forward pass is equal to the first, and keep the first one's
     results. A barrier around the arguments prevents it. But on a CPU, XLA drops barriers before it
-    looks for equal operations. There it leaves a conditional alone whose predicate it cannot know.
+    looks for equal operations. There a conditional prevents it, whose predicate XLA cannot know.
     """
     args = jax.lax.optimization_barrier(args)
     always = jax.lax.platform_dependent(

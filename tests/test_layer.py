@@ -60,7 +60,7 @@ def test_a_layer_unpacks_and_takes_another_backward():
         (lambda: fnn.piecewise_constant([5, 5], [1, 2, 3]), "boundaries in increasing order, got"),
         (lambda: fnn.piecewise_constant([5], [1, 2, 3]), "expected 2 values, one more than bound"),
         (lambda: fnn.piecewise_constant([5], [1, -2]), "piecewise_constant: expected each value"),
-        (lambda: fnn.piecewise_constant([0.5], [1, 2]), "each boundary to be an integer >= 0"),
+        (lambda: fnn.piecewise_constant([0.5], [1, 2]), "each boundary to be an integer from 0"),
         (lambda: fnn.Embedding(0, 3), "Embedding: expected num_embeddings to be an integer >= 1"),
         (lambda: fnn.cosine_decay(-1.0, 10), "cosine_decay: expected peak"),
         (lambda: fnn.cosine_decay(1.0, 0), "expected total_steps to be an integer >= 1, got 0"),

@@ -1,4 +1,4 @@
-"""The two frames of primitive layers, one for those with parameters and one for those without."""
+"""What primitive layers share: with_params and without_params build a Layer and check params."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,15 @@ def with_params(
     forward: Callable[..., tuple[jax.Array, Any]],
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
 ) -> Layer:
-    """The frame of every layer with parameters: it draws them, checks them, and rounds the grads.
+    """Build a layer with parameters. Its init draws them, and its forward and backward check them.
 
     Args:
+        name: the layer's name, also in errors.
         params: for each parameter its shape and its initializer (key, shape, dtype) -> array.
             Parameter number i is drawn with fold_in(key, i).
         dtype: the dtype of the parameters.
-        forward, backward: those of the contract. The grads may be wider than the parameters.
+        forward, backward: as in fnn.layer. The grads of backward may be wider than the parameters:
+            they are rounded here.
     """
     like = {leaf: jax.ShapeDtypeStruct(shape, dtype) for leaf, (shape, _) in params.items()}
 
@@ -49,7 +51,13 @@ def without_params(
     forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
     backward: Callable[[Any, jax.Array], jax.Array],
 ) -> Layer:
-    """The frame of every layer without: forward(x, key) -> (y, residuals), backward(...) -> dx."""
+    """Build a layer without parameters.
+
+    Args:
+        name: the layer's name, also in errors.
+        forward: (x, key) -> (y, residuals).
+        backward: (residuals, dy) -> dx.
+    """
 
     def checked_forward(params, x, key=None):
         check_tree(name, "params", params, ())

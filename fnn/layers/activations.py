@@ -1,7 +1,7 @@
 """Activations: layers without parameters, for x of any shape.
 
-Each keeps one array for backward: y if the derivative can be computed from y, because the next
-Linear keeps y as its x anyway; otherwise x.
+Each keeps one array: y if the derivative can be computed from y, else x. Keeping y is free, because
+the next Linear keeps it too.
 """
 
 import math
@@ -9,13 +9,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_integer, check_nonnegative
+from fnn._checks import check_array, check_choice, check_integer, check_nonnegative
 from fnn._numerics import upcast
 from fnn.layer import Layer
 from fnn.layers._frame import without_params
 
-# From these |x| on the gates are 0 and 1, and their derivatives 0, to the last bit of float64:
-# exp(-40^2 / 2) and exp(-800) are both smaller than its smallest number, about exp(-745).
+# For |x| beyond these bounds the gate is exactly 0 or 1 in float64, and its derivative 0:
+# exp(-40^2 / 2) and exp(-800) are below float64's smallest number, about exp(-745).
 GELU_BOUND, SILU_BOUND = 40, 800
 
 
@@ -28,7 +28,7 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
     """y = x where x > 0, else negative_slope * x; dx = dy where y > 0, else negative_slope * dy.
 
     Any shape; params (). The derivative at 0 is negative_slope, as in torch.nn.LeakyReLU. A slope
-    below 0 is refused: y, which is kept, would not tell the two branches apart.
+    below 0 is refused, because the sign of y must tell the branch.
 
     Raises:
         ValueError: negative_slope is negative or not a finite number. A traced one passes.
@@ -81,7 +81,7 @@ def ELU(alpha: float = 1.0) -> Layer:
 def Softplus() -> Layer:
     """y = log(1 + exp(x)); dx = dy (1 - exp(-y)). Any shape; params ().
 
-    PyTorch's returns x itself above 20.
+    torch.nn.Softplus returns x above 20.
     """
     return _keep_y("Softplus()", jax.nn.softplus, lambda y, dy: -dy * jnp.expm1(-y))
 
@@ -90,14 +90,13 @@ def GELU(approximate: str = "none") -> Layer:
     """y = x P(x), where P is the standard normal distribution's cumulative function.
 
     dx = dy (P(x) + x p(x)), with p(x) = exp(-x^2 / 2) / sqrt(2 pi). With approximate="tanh",
-    P(x) = (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), and p is its derivative.
+    P(x) = (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), and p = dP/dx.
     Hendrycks and Gimpel, 2016. Any shape; params (). y does not determine x, so x is kept.
 
     Raises:
         ValueError: approximate is neither "none" nor "tanh".
     """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"GELU: expected approximate 'none' or 'tanh', got {approximate!r}")
+    check_choice("GELU", "approximate", approximate, ("none", "tanh"))
 
     def exact(x):
         density = jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
@@ -105,7 +104,7 @@ def GELU(approximate: str = "none") -> Layer:
 
     def by_tanh(x):
         scale = 2 * math.sqrt(2 / math.pi)
-        s = jax.nn.sigmoid(scale * (x + 0.044715 * x**3))  # is (1 + tanh(u)) / 2, without its 1
+        s = jax.nn.sigmoid(scale * (x + 0.044715 * x**3))  # (1 + tanh(u)) / 2, without cancellation
         return s, s * (1 - s) * scale * (1 + 3 * 0.044715 * jnp.square(x))
 
     return _gated(f"GELU({approximate!r})", exact if approximate == "none" else by_tanh, GELU_BOUND)
@@ -127,8 +126,8 @@ def SiLU() -> Layer:
 def Softmax(axis: int = -1) -> Layer:
     """y = exp(x) / sum of exp(x) along the axis; dx = y (dy - sum of dy y).
 
-    Any shape with that axis; params (). 16-bit numbers are computed in float32. Equal infinite x
-    share the whole.
+    Any shape with that axis; params (). 16-bit numbers are computed in float32. If several x are
+    +inf, or all are -inf, they get equal shares.
 
     Raises:
         ValueError: axis is not an integer, or x has no such axis.
@@ -158,21 +157,21 @@ def LogSoftmax(axis: int = -1) -> Layer:
 
 
 def softmax(x: jax.Array, axis: int) -> jax.Array:
-    """exp(x) / sum of exp(x) along the axis; equal infinite x share the whole."""
-    powers = jnp.exp(_below_largest(x, axis))
+    """exp(x) / sum of exp(x) along the axis; see Softmax."""
+    powers = jnp.exp(_minus_largest(x, axis))
     return powers / jnp.sum(powers, axis, keepdims=True)
 
 
 def log_softmax(x: jax.Array, axis: int) -> jax.Array:
     """x - log of the sum of exp(x) along the axis, the logarithm of softmax."""
-    below = _below_largest(x, axis)
+    below = _minus_largest(x, axis)
     return below - jnp.log(jnp.sum(jnp.exp(below), axis, keepdims=True))
 
 
-def _below_largest(x, axis):
-    """x less the largest x along the axis, 0 also where that is infinite.
+def _minus_largest(x, axis):
+    """x minus the largest x along the axis; 0 where x is equal to an infinite largest.
 
-    To jax.jvp the largest is a constant, because softmax does not depend on what is subtracted.
+    jax.jvp may treat the largest as a constant, because softmax does not depend on the shift.
     """
     largest = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
     infinite = (x == largest) & jnp.isinf(x)

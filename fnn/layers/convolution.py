@@ -27,26 +27,29 @@ def Conv2d(
 ) -> Layer:
     """y[i, j, o] = b[o] + sum over k, l, c of x[s i + k - p, t j + l - q, c] W[k, l, c, o].
 
-    s, t are the strides, and p, q the rows and columns of zeros before x. Padding "VALID" adds no
-    zeros, an int or a pair adds that many before and after. "SAME" adds as many as it takes for y
-    to be ceil(height / s) by ceil(width / t); if the number is odd, the extra one comes after x.
+    s, t are the strides, and p, q the numbers of zero rows and columns before x. Padding "VALID"
+    adds none. An int or a pair adds that many before and after x. "SAME" adds as many as make y
+    ceil(height / s) by ceil(width / t); of an odd number the extra one comes after x.
 
-    Backward: dW[k, l, c, o] = sum of x[s i + k - p, t j + l - q, c] dy[i, j, o] over examples and
-    i, j, which is a convolution of x with dy; db = sum of dy; dx is the convolution of dy, spread
-    out by the strides, with W turned by 180 degrees. x is kept.
+    Backward:
+        dW[k, l, c, o] = sum of x[s i + k - p, t j + l - q, c] dy[i, j, o] over examples and i, j.
+        This is a convolution of x with dy.
+        db = sum of dy.
+        dx is the convolution of dy, spread out by the strides, with W turned by 180 degrees.
+    Residuals: x.
 
     Shapes: x (..., height, width, in_channels), y (..., out_height, out_width, out_channels) with
-    out_height = floor((height + zeros - kernel height) / s) + 1; params
+    out_height = floor((height + zero rows - kernel height) / s) + 1; params
     {"W": (kernel height, kernel width, in_channels, out_channels), "b": (out_channels,)}, without
     "b" if `bias` is False.
 
     Args:
-        weight_init, bias_init: functions (key, shape, dtype) -> array, such as all of
-            jax.nn.initializers.
+        weight_init, bias_init: functions (key, shape, dtype) -> array, such as fnn.kaiming_normal
+            or jax.nn.initializers.he_normal().
         dtype: the dtype of the parameters.
 
     Raises:
-        ValueError: a size is not a positive integer, or a padding none of the above; x is smaller
+        ValueError: a size is not a positive integer; padding is not one of the above; x is smaller
             than the kernel; x, dy, params or residuals have another shape or are not floating.
     """
     in_channels = check_integer("Conv2d", "in_channels", in_channels, 1)
@@ -64,8 +67,8 @@ def Conv2d(
     if bias:
         params["b"] = ((out_channels,), bias_init)
 
-    def geometry(x):
-        """Each spatial axis's zeros (before, after), and y's size."""
+    def pads_and_size(x):
+        """The numbers of zeros (before, after) each spatial axis, and y's size along it."""
         size = x.shape[-3:-1]
         if 0 in size:
             raise ValueError(f"{name}: expected x with rows and columns, got {x.shape}")
@@ -96,7 +99,7 @@ def Conv2d(
 
     def forward(params, x, key=None):
         x = check_array(name, "x", x, (..., "height", "width", in_channels))
-        pads, out = geometry(x)
+        pads, out = pads_and_size(x)
         images = x.reshape(-1, *x.shape[-3:])
         W = params["W"].astype(x.dtype)
         y = convolve(images, W, window_strides=strides, padding=pads)
@@ -106,12 +109,12 @@ def Conv2d(
 
     def backward(params, x, dy):
         x = check_array(name, "residuals", x, (..., "height", "width", in_channels))
-        pads, out = geometry(x)
+        pads, out = pads_and_size(x)
         dy = check_array(name, "dy", dy, (*x.shape[:-3], *out, out_channels), x.dtype)
         images, dys = (array.reshape(-1, *array.shape[-3:]) for array in (x, dy))
-        # Along an axis x has n places after p zeros, W has k, and dy, spread out by the stride, m.
-        # A convolution of a places with b has a + zeros - b + 1 places. dW has k, and dx has n: so
-        # many zeros come after x and dy. A negative number of them cuts off what y does not see.
+        # Lengths along an axis: x has n, after p zeros; W has k; dy, spread out by stride, has m.
+        # A convolution of a with b has len(a) + zeros - len(b) + 1 values. The zeros after are
+        # those that make k values of dW, and n of dx. A negative number of zeros crops.
         before = [pad[0] for pad in pads]
         spread = [(size - 1) * stride + 1 for size, stride in zip(out, strides, strict=True)]
         axes = list(zip(x.shape[-3:-1], spread, kernel, before, strict=True))

@@ -14,8 +14,7 @@ def Dropout(rate: float) -> Layer:
 
     Without a key, in evaluation mode, y = x and dx = dy. Srivastava et al., 2014.
 
-    The mask m is kept, a byte for each element: drawing it again from the key would take more time
-    than everything else.
+    Residuals: the mask m, a byte for each element, because drawing it again would be slow.
 
     Any shape; params ().
 
@@ -30,8 +29,8 @@ def Dropout(rate: float) -> Layer:
     name = f"Dropout({rate})"
 
     def drop(mask, values):
-        kept = jnp.asarray(1 - rate, values.dtype)
-        return jnp.where(mask, values / jnp.where(kept > 0, kept, 1), 0)
+        keep_rate = jnp.asarray(1 - rate, values.dtype)
+        return jnp.where(mask, values / jnp.where(keep_rate > 0, keep_rate, 1), 0)
 
     def forward(x, key):
         x = check_array(name, "x", x, (...,))
@@ -42,8 +41,8 @@ def Dropout(rate: float) -> Layer:
         return drop(mask, x), (mask, type_of(x))
 
     def backward(residuals, dy):
-        mask, x = residuals
-        dy = check_array(name, "dy", dy, *x)
+        mask, x_type = residuals
+        dy = check_array(name, "dy", dy, *x_type)
         return dy if mask is None else drop(mask, dy)
 
     return without_params(name, forward, backward)

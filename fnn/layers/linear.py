@@ -11,17 +11,17 @@ from fnn._checks import check_array, check_integer, check_integer_array
 from fnn._numerics import (
     accumulation_dtype,
     broadcast_last_axis,
+    mark_invalid,
     sharding_of,
     sharding_of_rows,
     upcast,
-    valid_or_length,
 )
 from fnn.initializers import standard_normal, xavier_uniform, zeros
 from fnn.layer import Layer
 from fnn.layers._frame import with_params
 
-# On a CPU one call of XLA's matrix product costs about a microsecond. For up to this many examples,
-# and multiplications in all, its loop over multiplications and additions takes less.
+# On a CPU one call of XLA's matrix product costs about a microsecond. Up to both of these limits,
+# multiplying and summing in a loop is faster.
 FEW_EXAMPLES, FEW_MULTIPLICATIONS = 32, 2**14
 
 
@@ -36,14 +36,15 @@ def Linear(
 ) -> Layer:
     """y = x W^T + b.
 
-    Backward: dW = dy^T x and db = sum of dy, both over all leading axes; dx = dy W. x is kept.
+    Backward: dW = dy^T x and db = sum of dy, both over all leading axes; dx = dy W. Residuals: x.
 
     Shapes: x (..., dim_in), y (..., dim_out); params {"W": (dim_out, dim_in), "b": (dim_out,)},
     without "b" if `bias` is False.
 
     Args:
-        weight_init: a function (key, shape, dtype) -> array, such as all of jax.nn.initializers. It
-            is called with JAX's shape (dim_in, dim_out), and W is the transpose of what it draws.
+        weight_init: a function (key, shape, dtype) -> array, such as fnn.lecun_normal or
+            jax.nn.initializers.he_normal(). It is called with JAX's shape (dim_in, dim_out), and W
+            is the transpose of what it draws.
         bias_init: the same for b, called with (dim_out,).
         dtype: the dtype of the parameters.
 
@@ -90,18 +91,17 @@ def Embedding(
 ) -> Layer:
     """y = W[x], a row of W for each integer of x. W starts standard normal, as in PyTorch.
 
-    Backward: dW[i] = sum of dy where x is i. dx is 0, in integers of x's shape and dtype, because
-    an integer cannot move. x is kept.
+    Backward: dW[i] = sum of dy where x is i; dx = 0, of x's shape and dtype, because integers have
+    no derivative. Residuals: x.
 
-    An index outside of 0 to num_embeddings - 1, a negative one too, gives a row of NaN and no
-    gradient to any row: no other row takes its place.
+    A negative or too large index gives a row of NaN, and contributes no gradient.
 
     Shapes: x (...) of an integer dtype, y (..., dim) of W's dtype; params
-    {"W": (num_embeddings, dim)}, which is also the shape that weight_init is called with.
+    {"W": (num_embeddings, dim)}. weight_init gets this shape.
 
     Raises:
-        ValueError: a dimension is not a positive integer; x is not of an integer dtype; dy or
-            params have another shape or are not floating.
+        ValueError: a dimension is not a positive integer; x or residuals are not of an integer
+            dtype; dy or params have another shape or are not floating.
     """
     num_embeddings = check_integer("Embedding", "num_embeddings", num_embeddings, 1)
     dim = check_integer("Embedding", "dim", dim, 1)
@@ -109,14 +109,14 @@ def Embedding(
 
     def forward(params, x, key=None):
         x, W = check_integer_array(name, "x", x), jnp.asarray(params["W"])
-        rows = W.at[valid_or_length(x, num_embeddings)]
+        rows = W.at[mark_invalid(x, num_embeddings)]
         sharding = sharding_of_rows(x, W)
         return rows.get(mode="fill", fill_value=jnp.nan, out_sharding=sharding), x
 
     def backward(params, x, dy):
         x, W = check_integer_array(name, "residuals", x), params["W"]
         dy = check_array(name, "dy", dy, (*x.shape, dim), W.dtype)
-        rows = jnp.zeros_like(upcast(W)).at[valid_or_length(x, num_embeddings)]
+        rows = jnp.zeros_like(upcast(W)).at[mark_invalid(x, num_embeddings)]
         dW = rows.add(upcast(dy), mode="drop", out_sharding=sharding_of(W))
         return {"W": dW}, jnp.zeros_like(x)
 
@@ -125,7 +125,10 @@ def Embedding(
 
 
 def contract(a, b, axes_a, axes_b, out_sharding=None):
-    """Products of a and b, summed over the given axes: in a's dtype, and not yet rounded to it."""
+    """The sum of products of a and b over the given axes.
+
+    b is converted to a's dtype. The result has the accumulation dtype.
+    """
     return jnp.tensordot(
         a,
         b.astype(a.dtype),
@@ -136,11 +139,11 @@ def contract(a, b, axes_a, axes_b, out_sharding=None):
 
 
 def sum_of_outer_products(dy, x, out_sharding):
-    """dy^T x over all leading axes, not yet rounded; for few examples by the faster of two ways."""
+    """dy^T x over all leading axes, in the accumulation dtype."""
     leading = tuple(range(x.ndim - 1))
     num_examples = math.prod(x.shape[:-1])
-    # A batch size is no int if jax.export has a symbol for it.
-    are_few = isinstance(num_examples, int) and num_examples <= FEW_EXAMPLES
-    if are_few and num_examples * dy.shape[-1] * x.shape[-1] <= FEW_MULTIPLICATIONS:
+    # Under jax.export the number may be symbolic, and not an int.
+    is_small = isinstance(num_examples, int) and num_examples <= FEW_EXAMPLES
+    if is_small and num_examples * dy.shape[-1] * x.shape[-1] <= FEW_MULTIPLICATIONS:
         return jnp.sum(upcast(dy)[..., :, None] * upcast(x)[..., None, :], axis=leading)
     return contract(dy, x, leading, leading, out_sharding)

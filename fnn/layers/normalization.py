@@ -18,8 +18,8 @@ def LayerNorm(dim: int, eps: float = 1e-5, *, dtype: Any = jnp.float32) -> Layer
     dx = (dn - mean(dn) - n * mean(dn * n)) / sqrt(variance + eps);
     dscale = sum of dy * n and dbias = sum of dy, over all leading axes. Ba et al., 2016.
 
-    Kept are x and two numbers for each example: the mean and 1 / sqrt(variance + eps). 16-bit
-    numbers are computed in float32.
+    Residuals: x, and for each example the mean and 1 / sqrt(variance + eps). 16-bit numbers are
+    computed in float32.
 
     Shapes: x, y (..., dim); params {"scale": (dim,), "bias": (dim,)}, ones and zeros of `dtype`.
 
@@ -36,7 +36,7 @@ def RMSNorm(dim: int, eps: float = 1e-6, *, dtype: Any = jnp.float32) -> Layer:
     Backward, with dn = dy * scale: dx = (dn - n * mean(dn * n)) / sqrt(mean(x^2) + eps);
     dscale = sum of dy * n over all leading axes. Zhang and Sennrich, 2019.
 
-    Kept are x and 1 / sqrt(mean(x^2) + eps) for each example. 16-bit numbers are computed in
+    Residuals: x, and 1 / sqrt(mean(x^2) + eps) for each example. 16-bit numbers are computed in
     float32.
 
     Shapes: x, y (..., dim); params {"scale": (dim,)}, ones of `dtype`.
@@ -62,7 +62,7 @@ def _normalization(kind, dim, eps, dtype, centered):
         x = check_array(name, "x", x, (..., dim))
         wide = upcast(x)
         root_eps = jnp.sqrt(jnp.asarray(eps, wide.dtype))
-        unit = _unit_of_squares(wide, root_eps)
+        unit = _power_of_two(wide, root_eps)
         center = mean(wide / unit) * unit if centered else None
         offset = wide - center if centered else wide
         variance = mean(jnp.square(offset / unit)) + jnp.square(root_eps / unit)
@@ -89,7 +89,7 @@ def _normalization(kind, dim, eps, dtype, centered):
     return with_params(name, params, dtype, forward, backward)
 
 
-def _unit_of_squares(x, root_eps):
+def _power_of_two(x, root_eps):
     """For each example a power of two near its largest |x|, or near sqrt(eps) if that is larger.
 
     In this unit no square overflows. Dividing by a power of two rounds nothing. To jax.jvp the unit
@@ -99,4 +99,5 @@ def _unit_of_squares(x, root_eps):
     floor = jnp.maximum(root_eps, finite.tiny)
     largest = jnp.clip(jnp.max(jnp.abs(x), axis=-1, keepdims=True), floor, finite.max)
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), f"uint{finite.bits}")
+    # Without the bits of its mantissa, a number is a power of two.
     return jax.lax.bitcast_convert_type(bits >> finite.nmant << finite.nmant, x.dtype)

@@ -1,6 +1,7 @@
 """Pooling over windows of images (..., height, width, channels).
 
-The cost of a large window grows at most with the logarithm of its size, and so does the program.
+For windows of more than MANY_PLACES places, the time and the size of the program grow at most with
+the logarithm of the window's size.
 """
 
 import functools
@@ -15,8 +16,8 @@ from fnn._numerics import sum_of, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
 
-# Windows of up to this many places are taken apart place by place. With larger ones the program
-# would grow: side by side they are reduced as blocks, and overlapping ones by doubling.
+# A window of up to this many places is handled by a slice for each place. Larger windows side by
+# side are blocks of a reshaped x; larger windows that overlap go through _slide.
 MANY_PLACES = 64
 
 
@@ -24,9 +25,9 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     """y[i, j, c] = the largest of x[s i + k, t j + l, c] over the window's k and l.
 
     Backward: dx gets dy at the place of the largest, the first of equal ones. Where windows
-    overlap, the dy add up. A NaN makes y NaN, and the place is then the window's first. Rows and
-    columns that no whole window covers are left out. The places are kept, a byte each for windows
-    of up to 256.
+    overlap, their dy are added. A NaN makes y NaN, and the place is then the window's first. Rows
+    and columns that no whole window covers are left out. Residuals: the index of each place in its
+    window, a byte for windows of up to 256 places.
 
     Shapes: x (..., height, width, channels), y (..., out_height, out_width, channels) with
     out_height = floor((height - window height) / s) + 1; params ().
@@ -43,14 +44,14 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     num_places, side_by_side = h * w, window == strides
     place_dtype = jnp.uint8 if num_places <= 256 else jnp.int32
 
-    def numbers(blocks, dtype):
-        """The number of each place in its window, over all blocks (..., n, h, m, w, channels)."""
+    def indices_in_window(blocks, dtype):
+        """Each value's index in its window, for blocks (..., n, h, m, w, channels)."""
         return jnp.broadcast_to(
             jnp.arange(num_places, dtype=dtype).reshape(h, 1, w, 1), blocks.shape
         )
 
-    def larger(step):
-        """Joins (largest, place) of neighbouring windows; `step` places are between two values."""
+    def keep_larger(step):
+        """A join for _slide of (largest, its index). One place along the axis adds `step` to it."""
 
         def join(first, second, distance):
             (value, place), (other, other_place) = first, second
@@ -63,7 +64,7 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     def pool(x):
         if num_places <= MANY_PLACES:
             values = [
-                _every(_every(x, -3, row, h, s), -2, column, w, t)
+                _strided(_strided(x, -3, row, h, s), -2, column, w, t)
                 for row, column in product(range(h), range(w))
             ]
             y = functools.reduce(jnp.maximum, values)
@@ -74,26 +75,27 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
             blocks = _blocks(x, window)
             y = jnp.max(blocks, (-4, -2))
             is_smaller = blocks < jnp.expand_dims(y, (-4, -2))
-            places = jnp.where(is_smaller, num_places - 1, numbers(blocks, jnp.int32))
+            places = jnp.where(is_smaller, num_places - 1, indices_in_window(blocks, jnp.int32))
             place = jnp.min(places, (-4, -2)).astype(place_dtype)
         else:
-            in_row = _slide((x, jnp.zeros(x.shape, place_dtype)), -2, w, t, larger(1))
-            y, place = _slide(in_row, -3, h, s, larger(w))
+            in_row = _slide((x, jnp.zeros(x.shape, place_dtype)), -2, w, t, keep_larger(1))
+            y, place = _slide(in_row, -3, h, s, keep_larger(w))
             place = jnp.where(jnp.isnan(y), 0, place)
         return y, place
 
     def unpool(place, dy, shape):
         if side_by_side:
-            dys = jnp.broadcast_to(jnp.expand_dims(dy, (-4, -2)), _blocks_shape(dy.shape, window))
-            is_place = jnp.expand_dims(place, (-4, -2)) == numbers(dys, place_dtype)
-            return _unblock(jnp.where(is_place, dys, 0), shape)
+            dy_blocks = jnp.expand_dims(dy, (-4, -2))
+            dy_blocks = jnp.broadcast_to(dy_blocks, _blocks_shape(dy.shape, window))
+            is_place = jnp.expand_dims(place, (-4, -2)) == indices_in_window(dy_blocks, place_dtype)
+            return _unblock(jnp.where(is_place, dy_blocks, 0), shape)
         if num_places > MANY_PLACES:
             return _scatter(place, dy, shape, window, strides)
-        at_places = []
+        parts = []
         for number, (row, column) in enumerate(product(range(h), range(w))):
-            there = _spread(jnp.where(place == number, dy, 0), -3, s, row, shape[-3])
-            at_places.append(_spread(there, -2, t, column, shape[-2]))
-        return sum_of(at_places)
+            part = _spread(jnp.where(place == number, dy, 0), -3, s, row, shape[-3])
+            parts.append(_spread(part, -2, t, column, shape[-2]))
+        return sum_of(parts)
 
     return _pooling(name, window, strides, pool, unpool)
 
@@ -102,7 +104,7 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     """y[i, j, c] = the mean of x[s i + k, t j + l, c] over the window's k and l.
 
     Backward: dx gets dy / (number of places in a window) at each of them. Where windows overlap,
-    these add up. Rows and columns that no whole window covers are left out. Only x's shape is kept.
+    these are added. Rows and columns that no whole window covers are left out. Residuals: none.
 
     Shapes, Args, Raises: as MaxPool2d.
     """
@@ -120,7 +122,7 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
             return jnp.mean(_blocks(wide, window), (-4, -2)), ()
         for axis, size, stride in reversed(axes):
             if is_small:
-                wide = sum(_every(wide, axis, number, size, stride) for number in range(size))
+                wide = sum(_strided(wide, axis, number, size, stride) for number in range(size))
             else:
                 wide = _slide(wide, axis, size, stride, add)
         return wide / num_places, ()
@@ -153,24 +155,25 @@ def _pooling(name, window, strides, pool, unpool):
         return y.astype(x.dtype), (kept, type_of(x))
 
     def backward(residuals, dy):
-        kept, x = residuals
+        kept, x_type = residuals
+        shape = x_type.shape
         height, width = (
-            (n - k) // s + 1 for n, k, s in zip(x.shape[-3:-1], window, strides, strict=True)
+            (n - k) // s + 1 for n, k, s in zip(shape[-3:-1], window, strides, strict=True)
         )
-        y_shape = *x.shape[:-3], height, width, x.shape[-1]
-        dy = check_array(name, "dy", dy, y_shape, x.dtype)
-        return unpool(kept, dy, x.shape).astype(dy.dtype)
+        y_shape = *shape[:-3], height, width, shape[-1]
+        dy = check_array(name, "dy", dy, y_shape, x_type.dtype)
+        return unpool(kept, dy, shape).astype(dy.dtype)
 
     return without_params(name, forward, backward)
 
 
 def _slide(tree, axis, size, stride, join):
-    """join of the `size` neighbours in each window along the axis, for arrays of one shape.
+    """Reduce windows of `size` values along the axis by `join`, for a tree of arrays of one shape.
 
-    Windows of 2, 4, 8, ... are made of two halves. join(first, second, distance) is of two
-    neighbouring windows, the second of which begins `distance` places after the first.
+    A window is joined from two halves. join(first, second, distance) joins neighbouring windows,
+    the second of which begins `distance` places after the first.
     """
-    windows = {1: tree}  # by their size: the windows that begin at every place
+    windows = {1: tree}  # size -> the results of the windows that begin at every place
 
     def everywhere(size):
         if size not in windows:
@@ -181,13 +184,13 @@ def _slide(tree, axis, size, stride, join):
         return windows[size]
 
     def cut(tree, start, size, stride=1):
-        return jax.tree.map(lambda array: _every(array, axis, start, size, stride), tree)
+        return jax.tree.map(lambda array: _strided(array, axis, start, size, stride), tree)
 
     return cut(everywhere(size), 0, 1, stride)
 
 
-def _every(array, axis, start, size, stride):
-    """Along the axis, value number `start` of each window of this size and stride."""
+def _strided(array, axis, start, size, stride):
+    """Value number `start` of each window of this size and stride along the axis."""
     last = (array.shape[axis] - size) // stride * stride
     return jax.lax.slice_in_dim(array, start, start + last + 1, stride, axis % array.ndim)
 
