@@ -93,7 +93,9 @@ def test_negative_slope_may_be_traced_and_differs_across_a_vmap():
 def test_params_are_the_empty_tuple():
     assert fnn.Tanh().init(jax.random.key(0)) == ()
     run = functools.partial(fnn.Tanh().forward, {"W": jnp.ones(3)})
-    with pytest.raises(ValueError, match=r"Tanh\(\): expected params of shapes \(\), got a dict: {'W'"):
+    with pytest.raises(
+        ValueError, match=r"Tanh\(\): expected params of shapes \(\), got a dict: {'W'"
+    ):
         run(jnp.ones(3))
     for scalar in (3.0, jnp.float32(3)):
         with pytest.raises(ValueError, match=r"Tanh\(\): expected params of shapes \(\), got"):

@@ -1,6 +1,7 @@
 """NaN, infinities, bad indices and huge numbers: eager, jitted and vmapped programs agree."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,79 +11,77 @@ from cases import LAYERS, LOSSES, cast, is_floating, layer_inputs
 import fnn
 
 NAN, INF = float("nan"), float("inf")
-EXTREMES = [NAN, INF, -INF, 0.0, -0.0, 1e4, -1e4, 60000.0]
-DTYPES = ["float32", "float16"]
+EXTREMES = [NAN, INF, -INF, 1e4, -1e4]
+# Those whose arithmetic in 16 bits is not simply that of more bits.
+IN_16_BITS = ["Linear", "Conv2d", "AvgPool2d", "MaxPool2d", "LayerNorm", "RMSNorm", "ELU", "GELU",
+              "GELU-tanh", "SiLU", "Softmax", "LogSoftmax"]  # fmt: skip
 
 
 def kinds(tree):
-    """Each number's kind: NaN, +inf, -inf or finite."""
-    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-    return [
-        jax.device_get(jnp.where(jnp.isnan(a), 2, jnp.where(jnp.isinf(a), jnp.sign(a), 0)))
-        for a in leaves
-    ]
-
-
-def assert_same_kinds(actual, expected):
-    for a, b in zip(kinds(actual), kinds(expected), strict=True):
-        assert a.tolist() == b.tolist()
+    """Each number's kind: NaN is 2, the infinities are 1 and -1, and finite numbers 0."""
+    arrays = [array for array in jax.device_get(jax.tree.leaves(tree)) if is_floating(array)]
+    return [(2 * (a != a) + (a == INF) * 1 - (a == -INF) * 1).tolist() for a in arrays]
 
 
 def extreme_examples(shape, dtype):
     """For each extreme number an example with it in the middle of small numbers."""
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     rows = [[0.25 * (i % 3) - 0.25 for i in range(size)] for _ in EXTREMES]
     for row, value in zip(rows, EXTREMES, strict=True):
         row[size // 2] = value
     return jnp.array(rows, dtype).reshape(len(EXTREMES), *shape)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float64") for name in LAYERS] + [(name, "float16") for name in IN_16_BITS],
+)
 def test_a_layers_nans_do_not_depend_on_compilation(name, dtype):
-    case = LAYERS[name]
-    layer, params, _, _ = layer_inputs(case, (1,), dtype)
-    if case.num_indices:
-        x = jnp.array([[0, 1], [-1, 2], [case.num_indices, 0], [2**31 - 1, -(2**31)]], jnp.int32)
-    else:
-        x = extreme_examples(case.x, dtype)
-    dy = jnp.ones((len(x), *case.y), dtype)
-    dy = dy.at[0, ..., 0].set(INF) if not case.num_indices else dy
+    with jax.enable_x64(True):
+        case = LAYERS[name]
+        layer, params, x, dy = layer_inputs(case, (5,), dtype)
+        if case.num_indices:
+            bad = [0, -1, case.num_indices, 2**31 - 1, -(2**31)]
+            x = jnp.array([[index] * case.x[0] for index in bad], jnp.int32)
+        else:
+            x = extreme_examples(case.x, dtype)
+            dy = dy.at[3].set(INF)
 
-    def passes(params, x, dy):
-        y, residuals = layer.forward(params, x)
-        return y, layer.backward(params, residuals, dy)
+        def passes(params, x, dy):
+            y, residuals = layer.forward(params, x)
+            return y, layer.backward(params, residuals, dy)
 
-    with jax.disable_jit():
-        y, (grads, dx) = passes(params, x, dy)
-    assert_same_kinds(jax.jit(passes)(params, x, dy), (y, (grads, dx)))
-    y_each, (_, dx_each) = jax.jit(jax.vmap(passes, (None, 0, 0)))(params, x, dy)
-    assert_same_kinds((y_each, dx_each), (y, dx))
+        @jax.jit
+        def compiled(params, x, dy):
+            return passes(params, x, dy), jax.vmap(passes, (None, 0, 0))(params, x, dy)
+
+        with jax.disable_jit():
+            y, (grads, dx) = passes(params, x, dy)
+        whole, (y_each, (_, dx_each)) = compiled(params, x, dy)
+        assert kinds(whole) == kinds((y, (grads, dx)))
+        assert kinds((y_each, dx_each)) == kinds((y, dx))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_losses_nans_do_not_depend_on_compilation(name, dtype):
     loss = LOSSES[name].make("mean")
     prediction = extreme_examples((3,), dtype)
     targets = [LOSSES[name].target(1, prediction.shape, dtype)]
     if targets[0].dtype == jnp.int32:
-        targets.append(jnp.array([0, 1, 2, 3, -1, 2**31 - 1, -(2**31), 1], jnp.int32))
+        targets.append(jnp.array([0, 3, -1, 2**31 - 1, -(2**31)], jnp.int32))
 
     def passes(prediction, target):
         value, residuals = loss.forward(prediction, target)
         return value, loss.backward(residuals)
 
     for target in targets:
-        for rows in (slice(None), slice(3, 5)):
-            with jax.disable_jit():
-                expected = passes(prediction[rows], target[rows])
-            assert_same_kinds(jax.jit(passes)(prediction[rows], target[rows]), expected)
+        with jax.disable_jit():
+            expected = passes(prediction, target)
+        assert kinds(jax.jit(passes)(prediction, target)) == kinds(expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("label", [3, -1, 2**31 - 1])
 def test_a_label_that_is_no_class_is_nan_in_every_program(label, dtype):
     loss, logits = fnn.CrossEntropyLoss(), jnp.zeros((4, 3), dtype)
@@ -112,7 +111,7 @@ def test_an_optimizers_nans_do_not_depend_on_compilation(optimizer):
         state = optimizer.init(params)
         with jax.disable_jit():
             expected = update(grads, state, params)
-        assert_same_kinds(jax.jit(update)(grads, state, params), expected)
+        assert kinds(jax.jit(update)(grads, state, params)) == kinds(expected)
 
 
 def test_nan_scores_are_wrong_answers_in_every_program():

@@ -40,7 +40,9 @@ def test_states_are_made_of_a_layer_and_an_optimizer():
 def test_one_optimizers_state_given_to_another_is_refused():
     params = model.init(KEY)
     for one, other in ((sgd, fnn.adam(0.1)), (fnn.adam(0.1), sgd)):
-        with pytest.raises(ValueError, match=r"expected a state of (sgd|adam), got (SGD|Adam)State"):
+        with pytest.raises(
+            ValueError, match=r"expected a state of (sgd|adam), got (SGD|Adam)State"
+        ):
             one.update(params, other.init(params), params)
 
 
