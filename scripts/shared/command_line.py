@@ -1,8 +1,7 @@
-"""What the scripts share: a parser with errors of one line, types of options, files, the end."""
+"""The command line of every script: a parser, types of options, errors of one line, the end."""
 
 import argparse
 import contextlib
-import csv
 import fcntl
 import io
 import math
@@ -12,7 +11,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import jax
@@ -85,19 +84,6 @@ def folder(text: str) -> pathlib.Path:
     if not text:
         raise argparse.ArgumentTypeError("expected the name of a folder, got ''")
     return pathlib.Path(text)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """The file is `text` as a whole, or as it was before."""
-    with fnn.replace_file(path) as file:
-        file.write(text.encode())
-
-
-def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
-    """As write_text, with the rows as comma-separated values."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def tell(message: str, start: str = "") -> None:
@@ -175,6 +161,13 @@ def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
             raise UserError(f"another run is writing to {folder}") from None
         fnn.remove_unfinished(folder)
         yield
+
+
+def make_gpu_deterministic() -> None:
+    """Let XLA use kernels that give the same bits every time, unless the user has decided."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def start_jax() -> None:

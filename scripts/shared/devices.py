@@ -19,46 +19,46 @@ def describe() -> str:
     return f"{processes} processes, {text}" if processes > 1 else text
 
 
-def make_mesh(options: argparse.Namespace, **divided: int) -> jax.sharding.Mesh | None:
-    """The mesh of all devices if they are to be used, else None.
+def count(options: argparse.Namespace) -> int:
+    """The number of devices among which examples are divided."""
+    return jax.device_count() if distributed.uses_all_devices(options) else 1
 
-    Raises:
-        UserError: the devices do not divide one of the options `divided`, given by name.
-    """
-    if not distributed.uses_all_devices(options):
-        return None
-    count = jax.device_count()
-    for name, value in divided.items():
-        if value % count:
+
+def check_divided(options: argparse.Namespace) -> None:
+    """Raise UserError if the devices do not divide a batch or the number of training points."""
+    for name in ("batch_size", "train_size"):
+        value = vars(options).get(name, 0)
+        if value % count(options):
             raise UserError(
-                f"argument --{name.replace('_', '-')}: expected a multiple of the {count} devices, "
-                f"got {value}"
+                f"argument --{name.replace('_', '-')}: expected a multiple of the "
+                f"{count(options)} devices, got {value}"
             )
-    return fnn.data_parallel_mesh()
 
 
-def place(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
-    """The tree replicated over the mesh, if there is one."""
-    return tree if mesh is None else fnn.replicate(mesh, tree)
+def place(options: argparse.Namespace, tree: Any) -> Any:
+    """The tree on every device that is used."""
+    all_devices = distributed.uses_all_devices(options)
+    return fnn.replicate(fnn.data_parallel_mesh(), tree) if all_devices else tree
 
 
 def place_examples(
-    timeout: float,
-    mesh: jax.sharding.Mesh | None,
+    options: argparse.Namespace,
     arrays: tuple[jax.Array, ...],
     load: Callable[..., Any] = lambda *arrays: arrays,
 ) -> Any:
-    """load(*arrays), placed over the mesh if there is one.
+    """load(*arrays), divided among the devices that are used.
 
     Shapes: arrays (n, ...), which every process has.
 
     Each process loads its own part. If the number of devices does not divide n, each loads all. If
     one raises UserError, all do.
     """
-    count, index = jax.process_count(), jax.process_index()
-    is_divided = mesh is not None and not any(len(array) % mesh.size for array in arrays)
+    processes, index = jax.process_count(), jax.process_index()
+    is_divided = not any(len(array) % count(options) for array in arrays)
     if is_divided:
-        arrays = [a[len(a) // count * index : len(a) // count * (index + 1)] for a in arrays]
-    with distributed.together(timeout):
+        arrays = [array.reshape(processes, -1, *array.shape[1:])[index] for array in arrays]
+    with distributed.together(options.epoch_timeout):
         loaded = load(*arrays)
-    return fnn.shard_batch(mesh, loaded) if is_divided else place(mesh, loaded)
+    if is_divided and distributed.uses_all_devices(options):
+        return fnn.shard_batch(fnn.data_parallel_mesh(), loaded)
+    return place(options, loaded)

@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "leaky_relu": fnn.LeakyReLU,
     "sigmoid": fnn.Sigmoid,
 }
+METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 REDUCTIONS = ("mean", "sum", "batchmean")
 REPORT_PROTOCOL = {
     "epochs": 150,
@@ -74,23 +75,52 @@ def add_encoding_option(parser) -> None:
     )
 
 
-def split_keys(seed) -> jax.Array:
-    """Keys for the training points, the test points, the parameters and the batches."""
-    return jax.random.split(jax.random.key(seed), 4)
-
-
 def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
     """Targets (n, 2) for labels (n,)."""
     one_hot = jax.nn.one_hot(labels, 2)
     return one_hot.at[:, 0].set(0) if encoding == "report" else one_hot
 
 
-def make_network(hidden: list[int], activation: str) -> fnn.Layer:
-    """Linear layers 2-hidden-2, the activation between them, a Sigmoid at the end."""
+def make_network(
+    hidden: list[int], activation: str, dim_in: int = 2, dim_out: int = 2
+) -> fnn.Layer:
+    """Linear layers of these widths, the activation between them, a Sigmoid at the end."""
     layers = []
-    for dim_in, dim_out in pairwise([2, *hidden, 2]):
-        layers += [fnn.Linear(dim_in, dim_out), ACTIVATIONS[activation]()]
+    for start, end in pairwise([dim_in, *hidden, dim_out]):
+        layers += [fnn.Linear(start, end), ACTIVATIONS[activation]()]
     return fnn.Sequential(*layers[:-1], fnn.Sigmoid())
+
+
+def describe_network(options) -> str:
+    widths = "-".join(map(str, [2, *options.hidden, 2]))
+    return f"{widths}, {options.activation}"
+
+
+def start(
+    options,
+    model: fnn.Layer,
+    optimizer: fnn.Optimizer,
+    seed: jax.Array,
+    *,
+    encoding: str = "one-hot",
+    standardize: bool = False,
+    dtype: str = "float32",
+):
+    """The training set and the test set, the state before training, and the key of the batches.
+
+    A set is (points, targets, labels).
+    """
+    train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
+
+    def sample(key, size):
+        points, labels = fnn.sample_disk(key, size, dtype=dtype)
+        if standardize:  # a uniform variable has mean 1/2 and variance 1/12
+            points = (points - 0.5) * math.sqrt(12)
+        return points, encode(labels, encoding).astype(dtype), labels
+
+    data = sample(train_key, options.train_size), sample(test_key, options.test_size)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), model.init(init_key))
+    return data, fnn.TrainState(params, optimizer.init(params)), epoch_key
 
 
 def count_steps(options, num_examples: int) -> int:
@@ -136,7 +166,7 @@ def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[in
 
 def draw_decision_regions(inside, predicted, points, labels) -> str:
     """The figure of what classify returned, and of the mistakes among the points."""
-    answers = zip(points.tolist(), labels.tolist(), predicted, strict=True)
+    answers = zip(points, labels, predicted, strict=True)
     mistakes = [(point, label) for point, label, answer in answers if answer != label]
     wrong_points, their_labels = zip(*mistakes, strict=True) if mistakes else ((), ())
     return figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)

@@ -1,0 +1,21 @@
+"""The files of results that scripts write: whole or not at all."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import fnn
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """The file is `text` as a whole, or as it was before."""
+    with fnn.replace_file(path) as file:
+        file.write(text.encode())
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
+    """As write_text, with the rows as comma-separated values."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())
