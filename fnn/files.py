@@ -66,6 +66,34 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
                 os.remove(entry.path)
 
 
+class InUseError(BlockingIOError):
+    """Another process writes in the folder."""
+
+
+@contextlib.contextmanager
+def sole_use(folder: str | os.PathLike) -> Iterator[None]:
+    """Lock the folder by a file `.lock` in it, so that two programs do not write there at once.
+
+    It first removes what a killed program was writing, as remove_unfinished does. The system drops
+    the lock when the process ends or is killed.
+
+    Raises:
+        InUseError: another process holds the lock.
+        OSError: the folder cannot be written, or `.lock` is a folder, a device or a pipe.
+    """
+    import fcntl  # not there on every system
+
+    lock = os.path.join(folder, ".lock")
+    check_regular(lock)
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"another run is writing to {folder}") from None
+        remove_unfinished(folder)
+        yield
+
+
 def check_regular(path: str | os.PathLike) -> None:
     """Raise OSError if `path` is a folder, a device or a pipe. A missing file passes."""
     if os.path.exists(path) and not os.path.isfile(path):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from shared import disk, figures, pytorch
 from shared.command_line import Parser, leave, nonnegative_float, run, seed, tell
-from shared.files import write_rows, write_text
+from shared.files import format_metrics, write_rows, write_text
 
 import fnn
 
@@ -40,7 +40,7 @@ def parse_options(arguments=None):
     option("--torch-reduction", choices=disk.REDUCTIONS, help="PyTorch's reduction, if not fnn's")
     option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
     disk.add_encoding_option(parser)
-    disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/compare")
+    disk.add_options(parser, output="runs/compare")
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
     if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
@@ -66,7 +66,7 @@ def compare(options):
         for rate in options.rates:
             table = compare_at(options, rate)
             for epoch, (ours, theirs, difference) in enumerate(table, 1):
-                metrics = *disk.format_metrics(*ours), *disk.format_metrics(*theirs)
+                metrics = format_metrics(columns, (*ours, *theirs))
                 rows.append([rate, epoch, *metrics, f"{difference:.3g}"])
             write_rows(options.output / "comparison.csv", rows)
             title = f"Training in both frameworks, learning rate {rate:g}, seed {options.seed}"
@@ -90,9 +90,9 @@ def draw_curves(table, title):
 
 def compare_at(options, rate):
     """Train at one rate. An entry an epoch: fnn's metrics, PyTorch's, the largest difference."""
-    num_steps = disk.count_steps(options, options.train_size)
     model = disk.make_network(options.hidden, options.activation)
-    loss, optimizer = fnn.MSELoss(options.reduction), disk.make_optimizer(options, rate, num_steps)
+    loss = fnn.MSELoss(options.reduction)
+    optimizer = disk.make_optimizer(options, rate, options.train_size)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
     kinds = {"encoding": options.encoding, "dtype": options.dtype}
     start = jax.jit(functools.partial(disk.start, options, model, optimizer, **kinds))
@@ -111,11 +111,6 @@ def compare_at(options, rate):
     def evaluate(params):
         return [metric for part in data for metric in disk.evaluate(model, params, *part)]
 
-    @jax.jit
-    def largest_difference(params, others):
-        pairs = zip(jax.tree.leaves(params), others, strict=True)
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(a - b)) for a, b in pairs]))
-
     jax.block_until_ready(train_epoch(state, *shuffle(0)))  # compile, untimed
     table, seconds = [], [0.0, 0.0]
     for epoch in range(1, options.epochs + 1):
@@ -129,8 +124,9 @@ def compare_at(options, rate):
         seconds[1] += time.perf_counter() - started
         ours = [float(m) for m in evaluate(state.params)]
         theirs = [float(m) for part in torch_data for m in pytorch.evaluate(network, *part)]
-        others = [jnp.asarray(p.detach().numpy()) for p in network.parameters()]
-        difference = float(largest_difference(state.params, others))
+        pairs = zip(jax.tree.leaves(state.params), network.parameters(), strict=True)
+        differences = [abs(jax.device_get(a) - b.detach().numpy()).max() for a, b in pairs]
+        difference = float(jnp.max(jnp.array(differences)))
         table.append((ours, theirs, difference))
         print(f"epoch {epoch}/{options.epochs}  largest parameter difference {difference:.2e}")
 
@@ -156,9 +152,9 @@ def start_torch(options, rate, params):
     optimizer = torch.optim.SGD(
         network.parameters(), 0.0, options.momentum, weight_decay=options.weight_decay
     )
-    num_steps = disk.count_steps(options, options.train_size)
-    schedule = disk.make_schedule(options, rate, num_steps)
-    rates = iter(jax.vmap(schedule)(jnp.arange(num_steps)).tolist())
+    schedule = disk.make_schedule(options, rate, options.train_size)
+    steps = jnp.arange(disk.count_steps(options, options.train_size))
+    rates = iter(jax.vmap(schedule)(steps).tolist())
 
     def step(x, target):
         optimizer.param_groups[0]["lr"] = next(rates)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from shared import command_line, disk, figures
 from shared.command_line import Parser, leave, nonnegative_float, positive_int, seed, tell
-from shared.files import write_rows, write_text
+from shared.files import format_metrics, write_rows, write_text
 
 import fnn
 
@@ -50,7 +50,7 @@ def parse_options(arguments=None):
     option("--validation-size", type=positive_int, default=200, help="training points held out")
     option("--standardize", action="store_true", help="scale inputs to mean 0 and variance 1")
     disk.add_encoding_option(parser)
-    disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/grid")
+    disk.add_options(parser, output="runs/grid")
     options = parser.parse_args(arguments)
     seeds, num_rates, num_points = options.seeds, len(options.rates), options.train_size
     batch = f", which leaves a batch of the {num_points} training points"
@@ -59,8 +59,7 @@ def parse_options(arguments=None):
         ("seeds", seeds, MOST_NETWORKS // num_rates, f" with {num_rates} rates"),
         ("validation-size", options.validation_size, num_points - options.batch_size, batch),
     ):
-        if value > most:
-            parser.error(f"argument --{name}: expected at most {most}{reason}, got {value}")
+        parser.check_most(name, value, most, f"{most}{reason}")
     if len(set(options.rates)) < len(options.rates):
         parser.error(f"argument --rates: expected different rates, got {options.rates}")
     parser.check_output(options.output, FILES)
@@ -77,7 +76,6 @@ def train_networks(options, rates, num_held_out, title) -> Results:
     The unseen points are the last num_held_out training points, or, if 0, the test points.
     """
     num_examples = options.train_size - num_held_out
-    num_steps = disk.count_steps(options, num_examples)
     model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
     kinds = {"encoding": options.encoding, "standardize": options.standardize}
@@ -85,7 +83,7 @@ def train_networks(options, rates, num_held_out, title) -> Results:
     @jax.jit
     @jax.vmap
     def start(rate, seed):
-        optimizer = disk.make_optimizer(options, rate, num_steps)
+        optimizer = disk.make_optimizer(options, rate, num_examples)
         data, state, epoch_key = disk.start(options, model, optimizer, seed, **kinds)
         train = [array[:num_examples] for array in data[0]]
         held_out = [array[num_examples:] for array in data[0]]
@@ -94,7 +92,7 @@ def train_networks(options, rates, num_held_out, title) -> Results:
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None))
     def run_epoch(rate, state, train, epoch_key, epoch):
-        optimizer = disk.make_optimizer(options, rate, num_steps)
+        optimizer = disk.make_optimizer(options, rate, num_examples)
         train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
         points, targets, _ = train
         state, _ = train_epoch(state, points, targets, jax.random.fold_in(epoch_key, epoch))
@@ -138,7 +136,7 @@ def write_table(options, name, unseen, rates, results):
     rows = [["learning_rate", "seed", *(m.replace("test", unseen) for m in disk.METRICS)]]
     pairs = itertools.product(rates, seeds_of(options))
     for pair, *metrics in zip(pairs, *columns, strict=True):
-        rows.append([*pair, *disk.format_metrics(*metrics)])
+        rows.append([*pair, *format_metrics(disk.METRICS, metrics)])
     write_rows(options.output / name, rows)
 
 

@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from shared import devices, disk, figures, training
+from shared import disk, distributed, figures, training
 from shared.command_line import Parser, UserError, leave, nonnegative_float, seed
 from shared.figures import Curve
 from shared.files import write_text
@@ -31,8 +31,8 @@ def parse_options(arguments=None):
     option = parser.add_argument
     option("--seed", type=seed, default=0, help="of data, parameters and batches")
     option("--learning-rate", type=nonnegative_float, default=0.5, help="at its highest")
-    defaults = {"epochs": 150, "batch_size": 5, "schedule": "cosine", "reduction": "mean"}
-    disk.add_training_options(parser, **defaults, output="runs/disk")
+    defaults = {"batch_size": 5, "schedule": "cosine", "reduction": "mean"}
+    disk.add_options(parser, **defaults, output="runs/disk")
     training.add_options(parser, checkpoint_every=50)
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
@@ -42,10 +42,9 @@ def parse_options(arguments=None):
 
 def train(options, run_epochs):
     """Train, and return what report needs. See training.run."""
-    num_steps = disk.count_steps(options, options.train_size)
     model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
-    optimizer = disk.make_optimizer(options, options.learning_rate, num_steps)
+    optimizer = disk.make_optimizer(options, options.learning_rate, options.train_size)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
 
     start = jax.jit(functools.partial(disk.start, options, model, optimizer))
@@ -65,7 +64,7 @@ def train(options, run_epochs):
         run_epoch,
         (model, loss, optimizer),
         state,
-        [devices.place_examples(options, part) for part in data],
+        [distributed.place_examples(options, part) for part in data],
         key,
         data_checksum=training.checksum([(points, labels) for points, _, labels in data]),
         description=f"""\
@@ -76,7 +75,6 @@ loss      MSE, reduction {options.reduction}
 SGD       learning rate {options.learning_rate:g} ({options.schedule}), \
 momentum {options.momentum:g}, weight decay {options.weight_decay:g}""",
         columns=disk.METRICS,
-        format_row=disk.format_metrics,
         progress="train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}",
         remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
     )
@@ -87,8 +85,8 @@ def report(options, trained, results):
     """Write the figures. Returns the parts of the summary line if the training is complete."""
     model, (train_set, test_set) = results
     points, _, labels = (array.tolist() for array in train_set)
-    test_points, _, test_labels = (array.tolist() for array in test_set)
-    inside, predicted = disk.classify(model, trained.params, test_set[0])
+    test_points, _, test_labels = test_set
+    regions, predicted = disk.draw_decision_regions(model, trained.params, test_points, test_labels)
     train_loss, train_accuracy, test_loss, test_accuracy = zip(*trained.table, strict=True)
     train, test = "training points", "test points"
     panels = [
@@ -100,13 +98,13 @@ def report(options, trained, results):
         figures.disk_data(points, labels, disk.CENTER, disk.RADIUS),
         figures.network(trained.params, [*names, "sigmoid"]),
         figures.learning_curves(panels, f"Training, seed {options.seed}"),
-        disk.draw_decision_regions(inside, predicted, test_points, test_labels),
+        regions,
     )
     for name, text in zip(FIGURES, drawn, strict=True):
         write_text(options.output / name, text)
     if trained.status == 0:
         text = f"test accuracy {test_accuracy[-1]:.2%}, test MSE {test_loss[-1]:.5f}"
-        return text, predicted, test_labels
+        return text, predicted, test_labels.tolist()
 
 
 def main(arguments=None):

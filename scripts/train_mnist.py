@@ -15,9 +15,17 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from shared import devices, distributed, figures, mnist, pictures, training
-from shared.command_line import Parser, fraction, leave, nonnegative_float, positive_int, seed
-from shared.command_line import UserError, folder
+from shared import distributed, figures, mnist, pictures, training
+from shared.command_line import (
+    Parser,
+    UserError,
+    folder,
+    fraction,
+    leave,
+    nonnegative_float,
+    positive_int,
+    seed,
+)
 from shared.figures import Curve
 from shared.files import write_text
 
@@ -36,23 +44,14 @@ def parse_options(arguments=None):
         "validation; the test images are looked at once, at the end."
     )
     option = parser.add_argument
-    option(
-        "--data",
-        type=folder,
-        required=True,
-        default=argparse.SUPPRESS,
-        help="folder with the four files",
-    )
+    rate = "of Adam, at its highest; it falls to 0 along half a cosine"
+    data = {"type": folder, "required": True, "default": argparse.SUPPRESS}
+    option("--data", **data, help="folder with the four files")
     option("--model", choices=mnist.MODELS, default="mlp", help="dense, or convolutional")
     option("--seed", type=seed, default=0, help="of held-out images, parameters and batches")
     option("--epochs", type=positive_int, default=15, help="passes over the training images")
     option("--batch-size", type=positive_int, default=100, help="images a step")
-    option(
-        "--learning-rate",
-        type=nonnegative_float,
-        default=0.002,
-        help="of Adam, at its highest; it falls to 0 along half a cosine",
-    )
+    option("--learning-rate", type=nonnegative_float, default=0.002, help=rate)
     option("--weight-decay", type=nonnegative_float, default=0.0, help="of Adam, decoupled")
     option("--dropout", type=fraction, default=0.3, help="share of the hidden units dropped")
     option("--output", type=folder, default="runs/mnist", help="folder for the results")
@@ -71,7 +70,7 @@ def train(options, run_epochs):
     with open(path, "rb") as file:
         images_digest = hashlib.file_digest(file, "sha256").hexdigest()
     distributed.agree(options.epoch_timeout, {"data": (labels_and_tests, images_digest)})
-    numbers, num_devices = jnp.arange(len(labels)), devices.count(options)
+    numbers, num_devices = jnp.arange(len(labels)), distributed.count_devices(options)
     sets = mnist.hold_out(split_key, numbers, labels, multiple=num_devices)
     num_training, num_validation, num_tests = (len(labels) for _, labels in (*sets, test_set))
     batch_size = options.batch_size
@@ -83,7 +82,7 @@ def train(options, run_epochs):
     height, width = test_set[0].shape[1:]
     model = mnist.MODELS[options.model](height, width, num_classes, options.dropout)
     read = functools.partial(mnist.read_examples, path)
-    placed = [devices.place_examples(options, part, read) for part in sets]
+    placed = [distributed.place_examples(options, part, read) for part in sets]
     with distributed.epoch_deadline(options.epoch_timeout):
         checksum = int(sum(jnp.sum(checksums, dtype=jnp.uint32) for _, _, checksums in placed))
 
@@ -115,7 +114,6 @@ images    {num_training} to train on, {num_validation} for validation, {num_test
 Adam      learning rate {options.learning_rate:g} (cosine), \
 weight decay {options.weight_decay:g}, dropout {options.dropout:g}""",
         columns=["train_loss", "validation_loss", "validation_accuracy"],
-        format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
         progress="train loss {:.4f}  val loss {:.4f} acc {:.2%}  {rest}",
         remedy="lower --learning-rate",
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import fcntl
 import io
 import math
 import os
@@ -11,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import jax
@@ -37,6 +36,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def check_most(self, option: str, value: int, most: int, text: str) -> None:
+        """End with an error if the value is more than `most`, which the text describes."""
+        if value > most:
+            self.error(f"argument --{option}: expected at most {text}, got {value}")
 
     def check_output(
         self, folder: pathlib.Path, file_names: Sequence[str], option: str = "--output"
@@ -101,20 +105,20 @@ def run(
 ) -> int:
     """Return the exit status of work(options), and tell in one line what stops it early.
 
-    It locks `folder`: another process that runs with the same one ends with a UserError.
+    It locks `folder`, so that another process that runs with the same one ends with status 2.
     """
     message, interrupts = None, signal.getsignal(signal.SIGINT)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for letters that it lacks, such as ±
     try:
-        with sole_use(folder):
+        with fnn.files.sole_use(folder) if folder else contextlib.nullcontext():
             start_jax()
             if interrupts is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             status = work(options)
             print(end="", flush=True)  # so that it fails here, if it does, and not at the exit
-    except UserError as error:
+    except (UserError, fnn.files.InUseError) as error:
         message, status = str(error), 2
     except BrokenPipeError:  # who read the output has seen enough
         status = 128 + signal.SIGPIPE
@@ -140,27 +144,6 @@ def leave(status: int) -> NoReturn:
     if status > 128:
         os._exit(status)
     sys.exit(status)
-
-
-@contextlib.contextmanager
-def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
-    """Hold a lock on the folder, if any. The system drops it when the process ends or is killed.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if folder is None:
-        yield
-        return
-    lock = folder / ".lock"
-    fnn.files.check_regular(lock)
-    with open(lock, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {folder}") from None
-        fnn.remove_unfinished(folder)
-        yield
 
 
 def make_gpu_deterministic() -> None:

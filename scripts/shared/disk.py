@@ -14,44 +14,27 @@ import fnn
 
 CENTER, RADIUS = fnn.datasets.DISK_CENTER, fnn.datasets.DISK_RADIUS
 ACTIVATIONS = {
-    "tanh": fnn.Tanh,
-    "relu": fnn.ReLU,
-    "leaky_relu": fnn.LeakyReLU,
-    "sigmoid": fnn.Sigmoid,
-}
+    "tanh": fnn.Tanh, "relu": fnn.ReLU, "leaky_relu": fnn.LeakyReLU, "sigmoid": fnn.Sigmoid
+}  # fmt: skip
 METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 REDUCTIONS = ("mean", "sum", "batchmean")
-REPORT_PROTOCOL = {
-    "epochs": 150,
-    "batch_size": 1,
-    "schedule": "constant",
-    "reduction": "batchmean",
-}
 
 
-def add_training_options(
-    parser, *, epochs: int, batch_size: int, schedule: str, reduction: str, output: str
+def add_options(
+    parser, *, epochs=150, batch_size=1, schedule="constant", reduction="batchmean", output
 ) -> None:
-    """Adds the options that every script on the disk has, with the script's own defaults."""
+    """The options of every script on the disk. The defaults are the report's."""
     option = parser.add_argument
+    falls = "the learning rate falls to 0 along half a cosine, or is constant"
+    squares = "of the squared errors in the loss trained on"
     option("--epochs", type=positive_int, default=epochs, help="passes over the training points")
     option("--batch-size", type=positive_int, default=batch_size, help="points a step")
-    option(
-        "--schedule",
-        choices=("cosine", "constant"),
-        default=schedule,
-        help="the learning rate falls to 0 along half a cosine, or is constant",
-    )
+    option("--schedule", choices=("cosine", "constant"), default=schedule, help=falls)
     option("--momentum", type=nonnegative_float, default=0.0, help="of SGD")
     option("--weight-decay", type=nonnegative_float, default=0.0, help="of SGD")
     option("--hidden", type=layer_width, nargs="+", default=[25, 25, 25], help="layer widths")
     option("--activation", choices=ACTIVATIONS, default="leaky_relu", help="of the hidden layers")
-    option(
-        "--reduction",
-        choices=REDUCTIONS,
-        default=reduction,
-        help="of the squared errors in the loss trained on",
-    )
+    option("--reduction", choices=REDUCTIONS, default=reduction, help=squares)
     option("--train-size", type=num_points, default=1000, help="training points")
     option("--test-size", type=num_points, default=1000, help="test points")
     option("--output", type=folder, default=output, help="folder for the results")
@@ -59,20 +42,14 @@ def add_training_options(
 
 def check_batch_size(parser, options) -> None:
     """End with an error if a batch does not fit into the training points."""
-    if options.batch_size > options.train_size:
-        parser.error(
-            f"argument --batch-size: expected at most the {options.train_size} training points, "
-            f"got {options.batch_size}"
-        )
+    size = options.train_size
+    parser.check_most("batch-size", options.batch_size, size, f"the {size} training points")
 
 
 def add_encoding_option(parser) -> None:
-    parser.add_argument(
-        "--encoding",
-        choices=("one-hot", "report"),
-        default="one-hot",
-        help="targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]",
-    )
+    targets = "targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]"
+    encodings = "one-hot", "report"
+    parser.add_argument("--encoding", choices=encodings, default="one-hot", help=targets)
 
 
 def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
@@ -127,16 +104,16 @@ def count_steps(options, num_examples: int) -> int:
     return options.epochs * math.ceil(num_examples / options.batch_size)
 
 
-def make_schedule(options, learning_rate, num_steps: int):
+def make_schedule(options, learning_rate, num_examples: int):
     """step -> rate, as the options say; the learning rate may be traced."""
     if options.schedule == "cosine":
-        return fnn.cosine_decay(learning_rate, num_steps)
+        return fnn.cosine_decay(learning_rate, count_steps(options, num_examples))
     return fnn.constant(learning_rate)
 
 
-def make_optimizer(options, learning_rate, num_steps: int) -> fnn.Optimizer:
+def make_optimizer(options, learning_rate, num_examples: int) -> fnn.Optimizer:
     """SGD as the options say; the learning rate may be traced."""
-    schedule = make_schedule(options, learning_rate, num_steps)
+    schedule = make_schedule(options, learning_rate, num_examples)
     return fnn.sgd(schedule, options.momentum, weight_decay=options.weight_decay)
 
 
@@ -147,13 +124,8 @@ def evaluate(model: fnn.Layer, params, points, targets, labels):
     return mse, fnn.accuracy(scores, labels)
 
 
-def format_metrics(train_loss, train_accuracy, loss, accuracy) -> list[str]:
-    """The metrics as they are written to CSV files, accuracies without float32's last digits."""
-    return [f"{train_loss:.8g}", f"{train_accuracy:.6g}", f"{loss:.8g}", f"{accuracy:.6g}"]
-
-
-def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[int]]:
-    """The classes that the network says for 200 x 200 cells of the unit square, and for points."""
+def draw_decision_regions(model: fnn.Layer, params, points, labels) -> tuple[str, list[int]]:
+    """The figure of where the network says inside, with its mistakes, and all its answers."""
     cells = jnp.array([(i + 0.5) / 200 for i in range(200)], points.dtype)  # their centres
 
     @jax.jit
@@ -161,15 +133,12 @@ def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[in
         grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
         return [jnp.argmax(fnn.predict(model, params, x), axis=-1) for x in (grid, points)]
 
-    return [part.tolist() for part in jax.device_get(classify(params, cells, points))]
-
-
-def draw_decision_regions(inside, predicted, points, labels) -> str:
-    """The figure of what classify returned, and of the mistakes among the points."""
-    answers = zip(points, labels, predicted, strict=True)
+    inside, predicted = (part.tolist() for part in classify(params, cells, points))
+    answers = zip(points.tolist(), labels.tolist(), predicted, strict=True)
     mistakes = [(point, label) for point, label, answer in answers if answer != label]
     wrong_points, their_labels = zip(*mistakes, strict=True) if mistakes else ((), ())
-    return figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)
+    figure = figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)
+    return figure, predicted
 
 
 def confidence_interval(values: list[float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A script in several processes: they find each other, agree, and end together.
+"""A script on many devices, and in several processes that find each other, agree, and end together.
 
 Every wait has a time limit, because another process may be gone. Only the first process writes to
 --output, and only what it prints on stdout is shown.
@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 from shared import command_line
 from shared.command_line import UserError
 
+import fnn
+
 SECONDS_TO_LEAVE = 3
 PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
 
@@ -30,6 +32,59 @@ PROBLEM = "fnn/problem"  # the key under which a process tells the others why it
 def uses_all_devices(options: argparse.Namespace) -> bool:
     several = options.coordinator is not None or options.num_processes is not None
     return options.data_parallel or several
+
+
+def describe_devices() -> str:
+    """The devices of the run, as text."""
+    device, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
+    text = f"{device.platform} ({device.device_kind})"
+    text = f"{count} x {text}" if count > 1 else text
+    return f"{processes} processes, {text}" if processes > 1 else text
+
+
+def count_devices(options: argparse.Namespace) -> int:
+    """The number of devices among which examples are divided."""
+    return jax.device_count() if uses_all_devices(options) else 1
+
+
+def check_divided(options: argparse.Namespace) -> None:
+    """Raise UserError if the devices do not divide a batch or the number of training points."""
+    for name in ("batch_size", "train_size"):
+        value = vars(options).get(name, 0)
+        if value % count_devices(options):
+            raise UserError(
+                f"argument --{name.replace('_', '-')}: expected a multiple of the "
+                f"{count_devices(options)} devices, got {value}"
+            )
+
+
+def place(options: argparse.Namespace, tree: Any) -> Any:
+    """The tree on every device that is used."""
+    all_devices = uses_all_devices(options)
+    return fnn.replicate(fnn.data_parallel_mesh(), tree) if all_devices else tree
+
+
+def place_examples(
+    options: argparse.Namespace,
+    arrays: tuple[jax.Array, ...],
+    load: Callable[..., Any] = lambda *arrays: arrays,
+) -> Any:
+    """load(*arrays), divided among the devices that are used.
+
+    Shapes: arrays (n, ...), which every process has.
+
+    Each process loads its own part. If the number of devices does not divide n, each loads all. If
+    one raises UserError, all do.
+    """
+    if not uses_all_devices(options):
+        return load(*arrays)
+    processes, index = jax.process_count(), jax.process_index()
+    is_divided = not any(len(array) % jax.device_count() for array in arrays)
+    if is_divided:
+        arrays = [array.reshape(processes, -1, *array.shape[1:])[index] for array in arrays]
+    with together(options.epoch_timeout):
+        loaded = load(*arrays)
+    return (fnn.shard_batch if is_divided else fnn.replicate)(fnn.data_parallel_mesh(), loaded)
 
 
 def run(
@@ -47,13 +102,13 @@ def run(
         command_line.tell(f"error: cannot join the run at {place}: {str(error).splitlines()[0]}")
         return _leave(1)
     is_first = global_state.process_id == 0
-    folder = options.output if is_first else None
 
     def work_with_others(options):
         try:
             with contextlib.ExitStack() as held:
                 with together(options.epoch_timeout):
-                    held.enter_context(command_line.sole_use(folder))
+                    if is_first:
+                        held.enter_context(fnn.files.sole_use(options.output))
                 agree(options.epoch_timeout, same)
                 return work(options)
         except (RuntimeError, ValueError) as error:  # JAX raises either if a process is gone
@@ -177,14 +232,13 @@ def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def together(timeout: float) -> Iterator[None]:
-    """End with a UserError in every process if the block ends with one in any of them."""
+    """End with an error in every process if the block ends with one of the user in any of them."""
     problem = None
     try:
         yield
-    except UserError as error:
+    except (UserError, fnn.files.InUseError) as error:
         problem = error
-    is_told = largest(timeout, problem and 1)
-    if problem or is_told:
+    if largest(timeout, problem and 1):
         raise problem or UserError("another process has found an error, and tells it")
 
 

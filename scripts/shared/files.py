@@ -19,3 +19,9 @@ def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
+
+
+def format_metrics(columns: Iterable[str], metrics: Iterable[float]) -> list[str]:
+    """The metrics as text for a table, accuracies without float32's last digits."""
+    digits = (6 if column.endswith("accuracy") else 8 for column in columns)
+    return [f"{value:.{n}g}" for value, n in zip(metrics, digits, strict=True)]

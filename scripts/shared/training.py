@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from shared import command_line, devices, distributed
+from shared import command_line, distributed
 from shared.command_line import Parser, UserError, positive_int, tell
-from shared.files import write_rows
+from shared.files import format_metrics, write_rows
 
 import fnn
 
 CHECKPOINT = "checkpoint.npz"
 FILES = ["metrics.csv", "params.npz", CHECKPOINT]
 # These options may change from a run to the one that resumes it. Those on processes are among them,
-# so that a run can go on with another number of devices.
+# so that a run can go on with another number of distributed.
 NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
@@ -92,18 +92,14 @@ def check_options(parser: Parser, options: argparse.Namespace, figures: Sequence
         parser.check_output(options.output, [*FILES, *figures])
 
 
-def run(
-    train: Callable[..., tuple[Trained, Any]],
-    report: Callable[..., tuple[str, Sequence[int], Sequence[int]] | None],
-    options: argparse.Namespace,
-) -> int:
+def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
     """Train in each of the processes that there are, and report in the first one.
 
-    train(options, run_epochs) returns what run_epochs does, and anything else. It calls the
-    function below, whose first two arguments are already given.
-
-    report(options, *those) writes the results. If the training is complete, it returns the
-    beginning of the summary line, and the classes predicted for the test examples and theirs.
+    train(options, run_epochs) -> (trained, more): it calls the function below, whose first two
+        arguments are given, and returns what that returns, and anything that report needs.
+    report(options, trained, more) -> (text, predicted, labels): it writes the results. The text is
+        the beginning of the summary line, the others are classes of the test examples. If the
+        training is not complete, it returns None.
     """
     started = time.monotonic()
 
@@ -113,7 +109,7 @@ def run(
         tell("finishing this epoch and its results; a Ctrl-C from now on stops at once", start)
 
     def work(options):
-        devices.check_divided(options)
+        distributed.check_divided(options)
         with fnn.interruptions(heard) as interruption:
             loop = functools.partial(run_epochs, options, interruption)
             trained, results = train(options, loop)
@@ -153,31 +149,19 @@ def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 
 def run_epochs(
-    options: argparse.Namespace,
-    interruption: Callable[[], int | None],
-    run_epoch: Callable[[Any, jax.Array, fnn.TrainState], tuple[fnn.TrainState, Any, Any]],
-    parts: tuple[fnn.Layer, fnn.Loss, fnn.Optimizer],
-    state: fnn.TrainState,
-    data: Any,
-    key: jax.Array,
-    *,
-    data_checksum: Any,
-    description: str,
-    columns: Sequence[str],
-    format_row: Callable[..., list[str]],
-    progress: str,
-    remedy: str,
-) -> Trained:
+    options, interruption, run_epoch, parts, state, data, key,
+    *, data_checksum, description, columns, progress, remedy,
+) -> Trained:  # fmt: skip
     """Run fnn.run_epochs, resume if asked to, write metrics.csv, show progress, tell an early end.
 
     Args:
         run_epoch: (data, state, key) -> (state, losses, metrics), which is compiled here.
-        parts: the model, loss and optimizer of run_epoch.
-        data: from devices.place_examples: a tuple of arrays for the training set, which begins
-            with x and target, and anything else.
+        parts: the model, the loss and the optimizer.
+        data: on its devices. The first entry is the training set, which begins with x and target.
+        data_checksum: the same in every process, and in the run that this one resumes.
         description: the text that says what is about to run.
-        format_row: makes the texts in metrics.csv of the metrics.
-        progress: makes, as a format, the text after an epoch of the metrics and the time left.
+        columns: the names of the metrics.
+        progress: the format of the text after an epoch, made of the metrics and the time left.
         remedy: what the user can do if numbers are not finite.
 
     Raises:
@@ -186,27 +170,22 @@ def run_epochs(
     timeout, path = options.epoch_timeout, options.output / CHECKPOINT
     is_first, history = jax.process_index() == 0, []
     distributed.agree(timeout, {"data": data_checksum})
-    run_settings = settings(options, data_checksum=data_checksum)
+    kept = {"settings": settings(options, data_checksum=data_checksum)}
     with distributed.together(timeout):
         if options.resume and is_first:
             try:
-                state, history = fnn.load_checkpoint(
-                    path, state, options.epochs, columns, settings=run_settings
-                )
+                state, history = fnn.load_checkpoint(path, state, options.epochs, columns, **kept)
             except ValueError as error:
                 raise UserError(f"{error}; without --resume the run begins anew") from error
     state, history = distributed.from_first(timeout, state, history)
-    state, key, num_before = *devices.place(options, (state, key)), len(history)
+    state, key, num_before = *distributed.place(options, (state, key)), len(history)
     num_steps = options.epochs * math.ceil(len(data[0][0]) / options.batch_size)
     if not options.quiet:
-        print(
-            f"{description}\n"
-            f"run       {options.epochs} epochs, batch size {options.batch_size}: {num_steps} "
-            f"steps; seed {options.seed}\n"
-            f"device    {devices.describe()}\n"
-            f"output    {options.output}",
-            flush=True,
-        )
+        print(description)
+        work = f"{options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps"
+        print(f"run       {work}; seed {options.seed}")
+        print(f"device    {distributed.describe_devices()}")
+        print(f"output    {options.output}", flush=True)
         if options.resume:
             where = f"after epoch {num_before}" if history else "nothing: there is no checkpoint"
             print(f"resumed   {where}", flush=True)
@@ -225,14 +204,14 @@ def run_epochs(
 
     def write_metrics():
         if is_first:
-            rows = ([number, *format_row(*row.values())] for number, row in enumerate(history, 1))
+            rows = [[n, *format_metrics(columns, row.values())] for n, row in enumerate(history, 1)]
             write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
 
     problem, status, started = None, 0, time.monotonic()
     write_metrics()
     try:
         with fnn.progress(options.epochs, options.quiet) as show:
-            for number, state, history in fnn.run_epochs(
+            for epoch in fnn.run_epochs(
                 run_epoch_in_time,
                 state,
                 options.epochs,
@@ -240,10 +219,11 @@ def run_epochs(
                 history=history,
                 checkpoint=path,
                 checkpoint_every=options.checkpoint_every,
-                settings=run_settings,
+                **kept,
                 interruption=lambda: distributed.largest(timeout, interruption()),
                 diagnose=diagnose if jax.process_count() == 1 else None,
             ):
+                number, state, history = epoch
                 if number % options.checkpoint_every == 0:
                     write_metrics()
                 rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
