@@ -1,12 +1,14 @@
 """Write a file as a whole or not at all."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.unfinished$")  # how the names of unfinished files end
@@ -50,6 +52,19 @@ def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 error.filename = path
                 del error.filename2
         raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """The file is `text` as a whole, in UTF-8, or as it was before."""
+    with replace_file(path) as file:
+        file.write(text.encode())
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Sequence]) -> None:
+    """As write_text, with the rows as comma-separated values."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from shared import disk, pytorch
 from shared.command_line import Parser, leave, positive_int, run, tell
-from shared.files import write_text
 from shared.measure import Table, describe_machine, measure, on_cpu
 
 import fnn
+from fnn.files import write_text
 
 REPORT = [2, 25, 25, 25, 2]
 LAYERS = (

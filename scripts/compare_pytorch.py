@@ -22,10 +22,10 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 from shared import disk, figures, pytorch
-from shared.command_line import Parser, leave, nonnegative_float, run, seed, tell
-from shared.files import format_metrics, write_rows, write_text
+from shared.command_line import Parser, format_metrics, leave, nonnegative_float, run, seed, tell
 
 import fnn
+from fnn.files import write_rows, write_text
 
 
 def parse_options(arguments=None):

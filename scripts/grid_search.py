@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from shared import command_line, disk, figures
 from shared.command_line import Parser, leave, nonnegative_float, positive_int, seed, tell
-from shared.files import format_metrics, write_rows, write_text
 
 import fnn
+from fnn.files import write_rows, write_text
 
 MOST_AT_ONCE = 128  # networks; if there are more, they are trained one chunk after the other
 MOST_NETWORKS = 10**6  # their metrics are kept in memory
@@ -136,7 +136,7 @@ def write_table(options, name, unseen, rates, results):
     rows = [["learning_rate", "seed", *(m.replace("test", unseen) for m in disk.METRICS)]]
     pairs = itertools.product(rates, seeds_of(options))
     for pair, *metrics in zip(pairs, *columns, strict=True):
-        rows.append([*pair, *format_metrics(disk.METRICS, metrics)])
+        rows.append([*pair, *command_line.format_metrics(disk.METRICS, metrics)])
     write_rows(options.output / name, rows)
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from shared import disk, distributed, figures, training
 from shared.command_line import Parser, UserError, leave, nonnegative_float, seed
 from shared.figures import Curve
-from shared.files import write_text
 
 import fnn
+from fnn.files import write_text
 
 FIGURES = ["data.svg", "network.svg", "curves.svg", "decision_regions.svg"]
 

@@ -15,21 +15,12 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from shared import distributed, figures, mnist, pictures, training
-from shared.command_line import (
-    Parser,
-    UserError,
-    folder,
-    fraction,
-    leave,
-    nonnegative_float,
-    positive_int,
-    seed,
-)
+from shared import command_line, distributed, figures, mnist, pictures, training
+from shared.command_line import Parser, folder, fraction, nonnegative_float, positive_int, seed
 from shared.figures import Curve
-from shared.files import write_text
 
 import fnn
+from fnn.files import write_text
 
 FIGURES = ["curves.svg", "mistakes.svg"]
 MOST_MISTAKES = 24  # drawn
@@ -75,7 +66,7 @@ def train(options, run_epochs):
     num_training, num_validation, num_tests = (len(labels) for _, labels in (*sets, test_set))
     batch_size = options.batch_size
     if batch_size > num_training:
-        raise UserError(
+        raise command_line.UserError(
             f"argument --batch-size: expected at most the {num_training} training images, "
             f"got {batch_size}"
         )
@@ -150,4 +141,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    leave(main())
+    command_line.leave(main())

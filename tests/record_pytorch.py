@@ -13,8 +13,9 @@ import pathlib
 import warnings
 
 from shared.command_line import Parser, leave, run
-from shared.files import write_text
 from shared.pytorch import import_torch, require_pytorch, train_step
+
+from fnn.files import write_text
 
 NAMES = ("expression", "inputs", "outputs")
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]

@@ -18,7 +18,9 @@ import pytest
 import record_pytorch
 import train_disk
 import train_mnist
-from shared import command_line, files, pytorch
+from shared import command_line, pytorch
+
+from fnn import files
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 PROGRAMS = sorted(path.name for path in SCRIPTS.glob("*.py"))

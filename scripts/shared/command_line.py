@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 import jax
@@ -88,6 +88,12 @@ def folder(text: str) -> pathlib.Path:
     if not text:
         raise argparse.ArgumentTypeError("expected the name of a folder, got ''")
     return pathlib.Path(text)
+
+
+def format_metrics(columns: Iterable[str], metrics: Iterable[float]) -> list[str]:
+    """The metrics as text for a table, accuracies without float32's last digits."""
+    digits = (6 if column.endswith("accuracy") else 8 for column in columns)
+    return [f"{value:.{n}g}" for value, n in zip(metrics, digits, strict=True)]
 
 
 def tell(message: str, start: str = "") -> None:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from shared import command_line, distributed
-from shared.command_line import Parser, UserError, positive_int, tell
-from shared.files import format_metrics, write_rows
+from shared.command_line import Parser, UserError, format_metrics, positive_int, tell
 
 import fnn
+from fnn.files import write_rows
 
 CHECKPOINT = "checkpoint.npz"
 FILES = ["metrics.csv", "params.npz", CHECKPOINT]
