@@ -146,10 +146,9 @@ def draw_curves(rates, results):
     for y_label, table in zip(("training MSE", "training accuracy, %"), results, strict=False):
         curves = []
         for index, rate in enumerate(rates):
-            intervals = [disk.confidence_interval(epoch) for epoch in table[:, index].tolist()]
-            low, high = ([mean + sign * half for mean, half in intervals] for sign in (-1, 1))
-            means = [mean for mean, _ in intervals]
-            curves.append(figures.Curve(f"learning rate {rate:g}", means, low, high))
+            mean, half = disk.confidence_interval(table[:, index])
+            values = (part.tolist() for part in (mean, mean - half, mean + half))
+            curves.append(figures.Curve(f"learning rate {rate:g}", *values))
         panels.append((y_label, curves))
     num_seeds = results.losses.shape[-1]
     title = f"Training by learning rate: mean and 95 % interval over {num_seeds} seeds"
@@ -158,7 +157,7 @@ def draw_curves(rates, results):
 
 def interval(values, form):
     """The mean over the seeds and its 95 % confidence interval, if there is one, as text."""
-    mean, half_width = disk.confidence_interval(values.tolist())
+    mean, half_width = map(float, disk.confidence_interval(values))
     spread = "" if math.isnan(half_width) else f" ± {half_width:{form}}"
     return f"{mean:{form}}{spread}"
 

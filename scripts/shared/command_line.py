@@ -104,11 +104,7 @@ def tell(message: str, start: str = "") -> None:
         print(start + line, file=sys.stderr, flush=True)
 
 
-def run(
-    work: Callable[[argparse.Namespace], int],
-    options: argparse.Namespace,
-    folder: pathlib.Path | None = None,
-) -> int:
+def run(work: Callable, options: argparse.Namespace, folder: pathlib.Path | None = None) -> int:
     """Return the exit status of work(options), and tell in one line what stops it early.
 
     It locks `folder`, so that another process that runs with the same one ends with status 2.

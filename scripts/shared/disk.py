@@ -2,7 +2,6 @@
 
 import functools
 import math
-import statistics
 from itertools import pairwise
 
 import jax
@@ -58,9 +57,7 @@ def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
     return one_hot.at[:, 0].set(0) if encoding == "report" else one_hot
 
 
-def make_network(
-    hidden: list[int], activation: str, dim_in: int = 2, dim_out: int = 2
-) -> fnn.Layer:
+def make_network(hidden, activation: str, dim_in: int = 2, dim_out: int = 2) -> fnn.Layer:
     """Linear layers of these widths, the activation between them, a Sigmoid at the end."""
     layers = []
     for start, end in pairwise([dim_in, *hidden, dim_out]):
@@ -74,14 +71,7 @@ def describe_network(options) -> str:
 
 
 def start(
-    options,
-    model: fnn.Layer,
-    optimizer: fnn.Optimizer,
-    seed: jax.Array,
-    *,
-    encoding: str = "one-hot",
-    standardize: bool = False,
-    dtype: str = "float32",
+    options, model, optimizer, seed, *, encoding="one-hot", standardize=False, dtype="float32"
 ):
     """The training set and the test set, the state before training, and the key of the batches.
 
@@ -141,15 +131,15 @@ def draw_decision_regions(model: fnn.Layer, params, points, labels) -> tuple[str
     return figure, predicted
 
 
-def confidence_interval(values: list[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % interval by Student's t.
+def confidence_interval(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean over the last axis, and the half-width of its 95 % interval by Student's t.
 
     The half-width is nan for one value alone and where a value is not finite.
     """
-    mean, count = statistics.fmean(values), len(values)
-    if count < 2 or not math.isfinite(mean):
-        return mean, math.nan
-    return mean, _student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    mean, count = jnp.mean(values, axis=-1), values.shape[-1]
+    if count < 2:
+        return mean, jnp.full_like(mean, jnp.nan)
+    return mean, _student_t(count - 1) * jnp.std(values, axis=-1, ddof=1) / math.sqrt(count)
 
 
 @functools.cache

@@ -60,18 +60,12 @@ def check_divided(options: argparse.Namespace) -> None:
 
 def place(options: argparse.Namespace, tree: Any) -> Any:
     """The tree on every device that is used."""
-    all_devices = uses_all_devices(options)
-    return fnn.replicate(fnn.data_parallel_mesh(), tree) if all_devices else tree
+    mesh = fnn.data_parallel_mesh()
+    return fnn.replicate(mesh, tree) if uses_all_devices(options) else tree
 
 
-def place_examples(
-    options: argparse.Namespace,
-    arrays: tuple[jax.Array, ...],
-    load: Callable[..., Any] = lambda *arrays: arrays,
-) -> Any:
-    """load(*arrays), divided among the devices that are used.
-
-    Shapes: arrays (n, ...), which every process has.
+def place_examples(options, arrays, load=lambda *arrays: arrays) -> Any:
+    """load(*arrays), divided among the devices that are used; arrays (n, ...) are in every process.
 
     Each process loads its own part. If the number of devices does not divide n, each loads all. If
     one raises UserError, all do.
@@ -87,9 +81,7 @@ def place_examples(
     return (fnn.shard_batch if is_divided else fnn.replicate)(fnn.data_parallel_mesh(), loaded)
 
 
-def run(
-    work: Callable[[argparse.Namespace], int], options: argparse.Namespace, same: dict[str, Any]
-) -> int:
+def run(work: Callable, options: argparse.Namespace, same: dict[str, Any]) -> int:
     """Run command_line.run(work, options) in every process; the first one locks options.output.
 
     All processes must have equal values in `same`, whose keys say what they are.

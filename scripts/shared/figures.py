@@ -6,7 +6,7 @@ colours from Okabe and Ito's palette, which the colour-blind can tell apart.
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -50,9 +50,7 @@ def disk_data(points, labels, center: Point, radius: float) -> str:
     return figure(630, 500, "The disk data set", [*frame, *marks, _legend(480, 60, entries)])
 
 
-def decision_regions(
-    scores: Sequence[Sequence[bool]], mistakes, labels, center: Point, radius: float
-) -> str:
+def decision_regions(scores, mistakes, labels, center: Point, radius: float) -> str:
     """Where the network says inside, and the test points of which it is wrong.
 
     scores[i][j] says whether the network puts the centre of cell (column j, row i from below) of
@@ -180,9 +178,7 @@ def _places_by_label(place, points, labels):
     return [[at for at, label in pairs if label == wanted] for wanted in (0, 1)]
 
 
-def _axes(
-    left, width, height, x_range, y_range, x_label, y_label, title="", log=False
-) -> tuple[Callable[[float, float], Point], list[str]]:
+def _axes(left, width, height, x_range, y_range, x_label, y_label, title="", log=False):
     """place(x, y), which gives a point's pixels, and the frame: grid, ticks, labels, border."""
     bend = math.log if log else float
 

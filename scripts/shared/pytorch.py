@@ -63,7 +63,7 @@ def evaluate(network, points, targets, labels) -> tuple[Any, Any]:
 
 def make_shuffled_epoch(
     widths, x, target, batch_size, device, *, threads=1, compiled=False, graph=False
-) -> Callable[[], None]:
+):
     """A call that trains a network of these widths for one epoch, shuffled by PyTorch itself."""
     torch = import_torch()
     torch.manual_seed(0)
