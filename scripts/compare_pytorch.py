@@ -54,9 +54,10 @@ def parse_options(arguments=None):
 
 def compare(options):
     """Train in both frameworks at every rate, and report. Returns the exit status."""
+    widths = "-".join(map(str, [2, *options.hidden, 2]))
     print(
-        f"network {disk.describe_network(options)}, {options.dtype}; "
-        f"{options.encoding} targets; seed {options.seed}\n"
+        f"network {widths}, {options.activation}, {options.dtype}; {options.encoding} targets; "
+        f"seed {options.seed}\n"
         f"{options.epochs} epochs, batch size {options.batch_size}, "
         f"momentum {options.momentum:g}, weight decay {options.weight_decay:g}"
     )

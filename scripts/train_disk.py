@@ -60,6 +60,7 @@ def train(options, run_epochs):
         test_metrics = disk.evaluate(model, state.params, *test_set)
         return state, losses, (*train_metrics, *test_metrics)
 
+    widths = "-".join(map(str, [2, *options.hidden, 2]))
     trained = run_epochs(
         run_epoch,
         (model, loss, optimizer),
@@ -68,7 +69,7 @@ def train(options, run_epochs):
         key,
         data_checksum=training.checksum([(points, labels) for points, _, labels in data]),
         description=f"""\
-network   {disk.describe_network(options)}, sigmoid at the end: \
+network   {widths}, {options.activation}, sigmoid at the end: \
 {fnn.count_params(state.params)} parameters
 data      {options.train_size} training points, {options.test_size} test points
 loss      MSE, reduction {options.reduction}

@@ -1,6 +1,7 @@
 """scripts/grid_search.py as a user runs it."""
 
 import csv
+import os
 import re
 
 import grid_search
@@ -147,3 +148,15 @@ def test_more_networks_than_fit_into_memory_are_refused_at_once(number, tmp_path
         grid_search.main(["--seeds", number, "--output", str(tmp_path)])
     message = f"argument --seeds: expected at most 333333 with 3 rates, got {number}"
     assert message in capsys.readouterr().err
+
+
+def test_gpu_kernels_are_deterministic(tmp_path, monkeypatch):
+    def search(options):
+        seen.append(os.environ["XLA_FLAGS"])
+        return 0
+
+    seen = []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setattr(grid_search, "search", search)
+    assert grid_search.main(["--output", str(tmp_path)]) == 0
+    assert seen == ["--xla_a=1 --xla_gpu_deterministic_ops=true"]

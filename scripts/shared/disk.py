@@ -65,11 +65,6 @@ def make_network(hidden, activation: str, dim_in: int = 2, dim_out: int = 2) -> 
     return fnn.Sequential(*layers[:-1], fnn.Sigmoid())
 
 
-def describe_network(options) -> str:
-    widths = "-".join(map(str, [2, *options.hidden, 2]))
-    return f"{widths}, {options.activation}"
-
-
 def start(
     options, model, optimizer, seed, *, encoding="one-hot", standardize=False, dtype="float32"
 ):

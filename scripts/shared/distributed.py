@@ -26,7 +26,8 @@ from shared.command_line import UserError
 import fnn
 
 SECONDS_TO_LEAVE = 3
-PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
+# Keys of what a process tells the others: why it ends, and what from_first gives them.
+PROBLEM, NOTE = "fnn/problem", "fnn/note"
 
 
 def uses_all_devices(options: argparse.Namespace) -> bool:
@@ -45,17 +46,6 @@ def describe_devices() -> str:
 def count_devices(options: argparse.Namespace) -> int:
     """The number of devices among which examples are divided."""
     return jax.device_count() if uses_all_devices(options) else 1
-
-
-def check_divided(options: argparse.Namespace) -> None:
-    """Raise UserError if the devices do not divide a batch or the number of training points."""
-    for name in ("batch_size", "train_size"):
-        value = vars(options).get(name, 0)
-        if value % count_devices(options):
-            raise UserError(
-                f"argument --{name.replace('_', '-')}: expected a multiple of the "
-                f"{count_devices(options)} devices, got {value}"
-            )
 
 
 def place(options: argparse.Namespace, tree: Any) -> Any:
@@ -249,12 +239,11 @@ def from_first(timeout: float, tree: Any, note: Any) -> tuple[Any, Any]:
     """Return the first process's tree of arrays, and its note of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
-    send = multihost_utils.broadcast_one_to_all
-    text = json.dumps(note).encode()
+    if jax.process_index() == 0:
+        global_state.client.key_value_set(NOTE, json.dumps(note))
     with epoch_deadline(timeout):
-        length = int(send(jnp.int32(len(text))))
-        buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
-        return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
+        tree = multihost_utils.broadcast_one_to_all(tree)
+        return tree, json.loads(global_state.client.blocking_key_value_get(NOTE, 1000 * timeout))
 
 
 def largest(timeout: float, number: int | None) -> int | None:

@@ -40,7 +40,8 @@ def disk_data(points, labels, center: Point, radius: float) -> str:
     points is a sequence of (x, y), labels one of 0 and 1.
     """
     place, frame = _axes(**UNIT_SQUARE, title="Training points")
-    outside, inside = _places_by_label(place, points, labels)
+    pairs = [(place(*point), label) for point, label in zip(points, labels, strict=True)]
+    outside, inside = ([at for at, label in pairs if label == wanted] for wanted in (0, 1))
     marks = _dots(outside, SKY, 4.5), _dots(inside, BLUE, 4.5), _circle(place, center, radius)
     entries = [
         (_dots([(0, 0)], BLUE, 8), "inside: label 1"),
@@ -66,7 +67,6 @@ def decision_regions(scores, mistakes, labels, center: Point, radius: float) -> 
                 columns = [column for column, _ in run]
                 x, y = left + columns[0] * cell, bottom - (row + 1) * cell
                 path += f"M{x:.2f} {y:.2f}h{len(columns) * cell:.2f}v{cell:.2f}H{x:.2f}z"
-    wrongly_inside, missed = _places_by_label(place, mistakes, labels)
     all_inside, all_outside = (
         {"fill": BLUE, "fill_opacity": 0.45},
         {"fill": SKY, "fill_opacity": 0.15},
@@ -75,16 +75,15 @@ def decision_regions(scores, mistakes, labels, center: Point, radius: float) -> 
         _element("rect", x=left, y=top, width=right - left, height=bottom - top, **all_outside),
         _element("path", d=path, **all_inside, shape_rendering="crispEdges"),
         _circle(place, center, radius),
-        *(_cross(at) for at in missed),
-        *(_ring(at) for at in wrongly_inside),
+        *(_mistake(place(*point), label) for point, label in zip(mistakes, labels, strict=True)),
     ]
     square = {"x": -8, "y": -7, "width": 16, "height": 14, "stroke": INK, "stroke_width": 0.5}
     entries = [
         (_element("rect", **square, **all_inside), "network: inside"),
         (_element("rect", **square, **all_outside), "network: outside"),
         (_line([(-9, 0), (9, 0)], INK), "the disk"),
-        (_cross((0, 0)), f"inside, missed: {len(missed)}"),
-        (_ring((0, 0)), f"outside, missed: {len(wrongly_inside)}"),
+        (_mistake((0, 0), 1), f"inside, missed: {[*labels].count(1)}"),
+        (_mistake((0, 0), 0), f"outside, missed: {[*labels].count(0)}"),
     ]
     body = [*frame[:-1], *marks, frame[-1], _legend(480, 60, entries)]
     return figure(630, 500, "Decision regions and misclassified test points", body)
@@ -170,12 +169,6 @@ def _runs(place, *columns):
         if finite:
             places = ([place(epoch, value) for value in values] for epoch, values in run)
             yield [*zip(*places, strict=True)]
-
-
-def _places_by_label(place, points, labels):
-    """For each label, 0 and 1, the places of its points."""
-    pairs = [(place(*point), label) for point, label in zip(points, labels, strict=True)]
-    return [[at for at, label in pairs if label == wanted] for wanted in (0, 1)]
 
 
 def _axes(left, width, height, x_range, y_range, x_label, y_label, title="", log=False):
@@ -283,10 +276,10 @@ def _circle(place, center, radius):
     return _element("circle", cx=x, cy=y, r=f"{edge - x:.2f}", stroke=INK, stroke_width=1.8)
 
 
-def _ring(at):
-    return _element("circle", cx=at[0], cy=at[1], r=4.5, stroke=VERMILLION, stroke_width=2.2)
-
-
-def _cross(at):
-    path = f"M{at[0] - 4.5:g} {at[1] - 4.5:g}l9 9m0 -9l-9 9"
-    return _element("path", d=path, stroke=VERMILLION, stroke_width=2.2)
+def _mistake(at, label):
+    """A ring at an outer point, which the network puts inside, or a cross at an inner one."""
+    (x, y), pen = at, {"stroke": VERMILLION, "stroke_width": 2.2}
+    cross = f"M{x - 4.5:g} {y - 4.5:g}l9 9m0 -9l-9 9"
+    return (
+        _element("path", d=cross, **pen) if label else _element("circle", cx=x, cy=y, r=4.5, **pen)
+    )

@@ -109,7 +109,11 @@ def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
         tell("finishing this epoch and its results; a Ctrl-C from now on stops at once", start)
 
     def work(options):
-        distributed.check_divided(options)
+        count = distributed.count_devices(options)
+        for name in ("batch_size", "train_size"):
+            if (value := vars(options).get(name, 0)) % count:
+                flag, expected = name.replace("_", "-"), f"a multiple of the {count} devices"
+                raise UserError(f"argument --{flag}: expected {expected}, got {value}")
         with fnn.interruptions(heard) as interruption:
             loop = functools.partial(run_epochs, options, interruption)
             trained, results = train(options, loop)
