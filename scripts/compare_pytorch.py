@@ -95,8 +95,8 @@ def compare_at(options, rate):
     loss = fnn.MSELoss(options.reduction)
     optimizer = disk.make_optimizer(options, rate, options.train_size)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
-    kinds = {"encoding": options.encoding, "dtype": options.dtype}
-    start = jax.jit(functools.partial(disk.start, options, model, optimizer, **kinds))
+    of_data = {"encoding": options.encoding, "dtype": options.dtype}
+    start = jax.jit(functools.partial(disk.start, options, model, optimizer, **of_data))
     data, state, epoch_key = start(jnp.uint32(options.seed))
     print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
     network, torch_epoch = start_torch(options, rate, state.params)

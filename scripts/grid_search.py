@@ -78,13 +78,13 @@ def train_networks(options, rates, num_held_out, title) -> Results:
     num_examples = options.train_size - num_held_out
     model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
-    kinds = {"encoding": options.encoding, "standardize": options.standardize}
+    of_data = {"encoding": options.encoding, "standardize": options.standardize}
 
     @jax.jit
     @jax.vmap
     def start(rate, seed):
         optimizer = disk.make_optimizer(options, rate, num_examples)
-        data, state, epoch_key = disk.start(options, model, optimizer, seed, **kinds)
+        data, state, epoch_key = disk.start(options, model, optimizer, seed, **of_data)
         train = [array[:num_examples] for array in data[0]]
         held_out = [array[num_examples:] for array in data[0]]
         return state, train, held_out if num_held_out else data[1], epoch_key

@@ -181,6 +181,8 @@ def run_epochs(
                 state, history = fnn.load_checkpoint(path, state, options.epochs, columns, **kept)
             except ValueError as error:
                 raise UserError(f"{error}; without --resume the run begins anew") from error
+        elif is_first:  # else --resume could go on from an older run, if this one is killed
+            path.resolve().unlink(missing_ok=True)
     state, history = distributed.from_first(timeout, state, history)
     state, key, num_before = *distributed.place(options, (state, key)), len(history)
     num_steps = options.epochs * math.ceil(len(data[0][0]) / options.batch_size)
