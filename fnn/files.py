@@ -1,12 +1,14 @@
 """Write a file as a whole or not at all."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.unfinished$")  # how the names of unfinished files end
@@ -52,6 +54,19 @@ def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """The file is `text` as a whole, in UTF-8, or as it was before."""
+    with replace_file(path) as file:
+        file.write(text.encode())
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Sequence]) -> None:
+    """As write_text, with the rows as comma-separated values."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Remove the files in `folder` that replace_file was writing when its process was killed.
 
@@ -64,6 +79,34 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
         for entry in entries:
             if _UNFINISHED.search(entry.name) and entry.is_file(follow_symlinks=False):
                 os.remove(entry.path)
+
+
+class InUseError(BlockingIOError):
+    """Another process writes in the folder."""
+
+
+@contextlib.contextmanager
+def sole_use(folder: str | os.PathLike) -> Iterator[None]:
+    """Lock the folder by a file `.lock` in it, so that two programs do not write there at once.
+
+    It first removes what a killed program was writing, as remove_unfinished does. The system drops
+    the lock when the process ends or is killed.
+
+    Raises:
+        InUseError: another process holds the lock.
+        OSError: the folder cannot be written, or `.lock` is a folder, a device or a pipe.
+    """
+    import fcntl  # not there on every system
+
+    lock = os.path.join(folder, ".lock")
+    check_regular(lock)
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"another run is writing to {folder}") from None
+        remove_unfinished(folder)
+        yield
 
 
 def check_regular(path: str | os.PathLike) -> None:

@@ -9,21 +9,36 @@ import functools
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 from itertools import pairwise
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+from shared.interrupts import die_of_interrupts
+
+if __name__ == "__main__":
+    die_of_interrupts()  # until run handles them
+
 import jax
 import jax.numpy as jnp
-from shared import measure
-from shared.command_line import Parser, leave, positive_int, run, tell, write_text
-from shared.measure import compare, on_cpu
+from shared import disk, pytorch
+from shared.command_line import Parser, leave, positive_int, run, tell
+from shared.measure import Table, describe_machine, measure, on_cpu
 
 import fnn
+from fnn.files import write_text
 
 REPORT = [2, 25, 25, 25, 2]
+LAYERS = (
+    "Softmax() LogSoftmax() LayerNorm(1024) RMSNorm(1024) ReLU() LeakyReLU() ELU() GELU() SiLU() "
+    "Softplus() Tanh() Sigmoid() MaxPool2d(2) AvgPool2d(2)"
+)
+ONE_STEP = """
+import fnn, jax
+parts, x = (fnn.Linear(2, 2), fnn.MSELoss(), fnn.sgd(0.1)), jax.numpy.ones((4, 2))
+state = fnn.init_train_state(parts[0], parts[2], jax.random.key(0))
+fnn.make_train_step(*parts)(state, x, x)"""
 
 
 def parse_options(arguments=None):
@@ -40,14 +55,12 @@ def parse_options(arguments=None):
 
 def make_training(widths, num_examples):
     """(model, loss, optimizer), a function key -> state, and (x, target)."""
-    layers = []
-    for dim_in, dim_out in pairwise(widths):
-        layers += [fnn.Linear(dim_in, dim_out), fnn.LeakyReLU()]
-    model = fnn.Sequential(*layers[:-1], fnn.Sigmoid())
+    dim_in, *hidden, dim_out = widths
+    model = disk.make_network(hidden, "leaky_relu", dim_in, dim_out)
     loss, optimizer = fnn.MSELoss(), fnn.sgd(0.01)
     start = functools.partial(fnn.init_train_state, model, optimizer)
     keys = jax.random.split(jax.random.key(0))
-    shapes = (num_examples, widths[0]), (num_examples, widths[-1])
+    shapes = (num_examples, dim_in), (num_examples, dim_out)
     data = [jax.random.uniform(*pair) for pair in zip(keys, shapes, strict=True)]
     return (model, loss, optimizer), start, data
 
@@ -72,59 +85,11 @@ def bare_step(state, x, target):
     return fnn.TrainState(tuple(params), opt_state), jnp.mean((y - target) ** 2)
 
 
-def torch_epoch(widths, x, target, batch_size, *, threads=1, compiled=False, graph=False):
-    """A call that runs one epoch of PyTorch's own training, shuffled, on the device of JAX."""
-    import torch
-
-    device = "cpu" if on_cpu() else "cuda"
-    torch.manual_seed(0)
-    layers = []
-    for dim_in, dim_out in pairwise(widths):
-        layers += [torch.nn.Linear(dim_in, dim_out), torch.nn.LeakyReLU()]
-    network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid()).to(device)
-    optimizer = torch.optim.SGD(network.parameters(), 0.01)
-    x, target = (torch.tensor(jax.device_get(array), device=device) for array in (x, target))
-
-    if compiled:
-        network = torch.compile(network)
-
-    def step(x, target):
-        optimizer.zero_grad()
-        torch.nn.functional.mse_loss(network(x), target).backward()
-        optimizer.step()
-
-    if graph:  # the step is recorded once and replayed on the same two arrays
-        batch = x[:batch_size].clone(), target[:batch_size].clone()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):  # PyTorch records after a warm-up on another
-            step(*batch)
-        torch.cuda.synchronize()
-        recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded):
-            step(*batch)
-
-        def step(*new):
-            for old, part in zip(batch, new, strict=True):
-                old.copy_(part)
-            recorded.replay()
-
-    def epoch():
-        torch.set_num_threads(threads)
-        order = torch.randperm(len(x), device=device)
-        batches = x[order].split(batch_size), target[order].split(batch_size)
-        for part in zip(*batches, strict=True):
-            step(*part)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return epoch
-
-
 def torch_candidates(*arguments):
     """PyTorch's epochs by name: those that work here."""
-    if "torch" not in measure.describe_machine():
+    if "torch" not in describe_machine():
         return {}
-    cores = os.cpu_count()
+    cores, device = os.cpu_count(), "cpu" if on_cpu() else "cuda"
     settings = {"eager": {}, "CUDA graph": {"graph": True}}
     if on_cpu():
         settings = {"1 thread": {}, f"{cores} threads": {"threads": cores}}
@@ -132,7 +97,7 @@ def torch_candidates(*arguments):
     candidates = {}
     for name, setting in settings.items():
         try:
-            epoch = torch_epoch(*arguments, **setting)
+            epoch = pytorch.make_shuffled_epoch(*arguments, device, **setting)
             epoch()
         except Exception as error:
             print(f"  PyTorch, {name} does not work here: {type(error).__name__}")
@@ -141,38 +106,36 @@ def torch_candidates(*arguments):
     return candidates
 
 
-def measure_report_network(rounds):
+def report_network():
     """The report's network: a step called from Python, and a step inside an epoch."""
     parts, start, (x, target) = make_training(REPORT, 1000)
     key = jax.random.key(1)
     state, step, bare = start(key), fnn.make_train_step(*parts), jax.jit(bare_step)
-    tables = {}
     for batch_size in (1, 10, 100, 1000):
         num_steps = 1000 // batch_size
         calls = max(10, num_steps // 10)
 
-        def several(step, *batch, calls=calls):
+        def several(step, batch, calls=calls):
             for _ in range(calls):
                 result = step(state, *batch)
             return result
 
         batch, title = (x[:batch_size], target[:batch_size]), f"2-25-25-25-2, batch {batch_size}"
         candidates = {
-            "make_train_step": functools.partial(several, step, *batch),
-            "the same by hand, jax.jit": functools.partial(several, bare, *batch),
+            "make_train_step": functools.partial(several, step, batch),
+            "the same by hand, jax.jit": functools.partial(several, bare, batch),
         }
-        tables |= compare(f"{title}: one call", "a step", candidates, rounds, calls)
+        yield Table(f"{title}: one call", "a step", candidates, calls)
         epoch = fnn.make_train_epoch(*parts, batch_size)
         candidates = {
             "make_train_epoch": functools.partial(epoch, state, x, target, key),
             **torch_candidates(REPORT, x, target, batch_size),
         }
-        turns = rounds if batch_size > 1 else rounds // 5
-        tables |= compare(f"{title}: in an epoch", "a step", candidates, turns, num_steps)
-    return tables
+        one_in = 1 if batch_size > 1 else 5
+        yield Table(f"{title}: in an epoch", "a step", candidates, num_steps, one_in)
 
 
-def measure_wide_network(rounds):
+def wide_network():
     """A wide network in float32 and in bfloat16, beside the matrix products of a step alone."""
     width, batch_size = (1024, 256) if on_cpu() else (4096, 4096)
     widths = [784, width, width, 10]
@@ -195,19 +158,43 @@ def measure_wide_network(rounds):
         "bfloat16": functools.partial(fnn.make_train_step(half, *parts), state, *batch),
         **torch_candidates(widths, *batch, batch_size),
     }
-    title = f"{'-'.join(map(str, widths))}, batch {batch_size}: one step"
-    tables = compare(title, "a step", candidates, rounds)
     sizes = [a * b for a, b in pairwise(widths)]
     flops = 2 * batch_size * (3 * sum(sizes) - sizes[0])
-    for name, values in tables[title].items():
-        print(f"  {name:<30} {flops / statistics.median(values) / 1e9:12.1f} GFLOP/s")
-    return tables
+    title = f"{'-'.join(map(str, widths))}, batch {batch_size}: one step"
+    yield Table(title, "a step", candidates, flops=flops)
 
 
-def measure_many_networks(rounds):
+def layers():
+    """Layers over a large array: the time for as many bytes as a copy (y = -x) reads and writes."""
+    array = jax.random.normal(jax.random.key(0), (2**11 if on_cpu() else 2**18, 1024))
+    candidates, units = {"copy": functools.partial(jax.jit(jnp.negative), array)}, {"copy": 1}
+    for name in LAYERS.split():
+        layer = eval(name, vars(fnn))
+        x = array.reshape(-1, 32, 32, 32) if "Pool" in name else array
+
+        @jax.jit
+        def forward(params, x, layer=layer):
+            return layer.forward(params, x)[0]
+
+        @jax.jit
+        def both(params, x, dy, layer=layer):
+            y, residuals = layer.forward(params, x)
+            return y, layer.backward(params, residuals, dy)
+
+        params = layer.init(jax.random.key(0))
+        dy = jnp.ones_like(forward(params, x)) if "Pool" in name else x
+        calls = functools.partial(forward, params, x), functools.partial(both, params, x, dy)
+        for call, passes in zip(calls, ("forward", "both passes"), strict=True):
+            arrays = jax.tree.leaves((call.args, jax.eval_shape(call)))
+            candidates[f"{name}, {passes}"] = call
+            units[f"{name}, {passes}"] = sum(a.size for a in arrays) / (2 * array.size)
+    title = f"Layers over {array.nbytes / 2**20:.0f} MiB"
+    yield Table(title, "a copy's bytes", candidates, units, one_in=3)
+
+
+def many_networks():
     """N networks trained at once by vmap: the time for one network's step."""
     parts, start, data = make_training(REPORT, 1000)
-    tables = {}
     for batch_size in (1, 10, 100):
         epoch = jax.jit(jax.vmap(fnn.make_train_epoch(*parts, batch_size), (0, None, None, 0)))
         candidates, units = {}, {}
@@ -217,18 +204,12 @@ def measure_many_networks(rounds):
             candidates[f"{count} at once"] = call
             units[f"{count} at once"] = count * (1000 // batch_size)
         title = f"2-25-25-25-2 trained by vmap, batch {batch_size}"
-        tables |= compare(title, "a network-step", candidates, rounds // 5, units)
-    return tables
+        yield Table(title, "a network-step", candidates, units, one_in=5)
 
 
-def measure_start(rounds):
+def whole_processes():
     """Whole processes: importing, importing and one step, the main job."""
     script = pathlib.Path(__file__).with_name("train_disk.py")
-    one_step = """
-import fnn, jax
-parts, x = (fnn.Linear(2, 2), fnn.MSELoss(), fnn.sgd(0.1)), jax.numpy.ones((4, 2))
-state = fnn.init_train_state(parts[0], parts[2], jax.random.key(0))
-fnn.make_train_step(*parts)(state, x, x)"""
     # This process has taken most of the memory of a GPU.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -240,14 +221,13 @@ fnn.make_train_step(*parts)(state, x, x)"""
         candidates = {
             "train_disk.py": lambda: start(script, "--quiet", "--output", folder),
             "import fnn": lambda: start("-c", "import fnn"),
-            "import, one step": lambda: start("-c", one_step),
+            "import, one step": lambda: start("-c", ONE_STEP),
         }
-        return compare("Whole processes", "a process", candidates, rounds // 8, warm_up=0)
+        yield Table("Whole processes", "a process", candidates, one_in=8, warm_up=0)
 
 
-def measure_compilation(rounds):
+def compilation():
     """Tracing and compiling a training step, by the number of layers."""
-    tables = {}
     for depth in (4, 16, 64):
         parts, start, batch = make_training([32] * (depth + 1), 8)
         state = start(jax.random.key(0))
@@ -257,23 +237,22 @@ def measure_compilation(rounds):
 
         candidates = {"trace, lower": lower, "trace, lower, compile": lambda f=lower: f().compile()}
         title = f"{depth} Linear layers of width 32: before the first step"
-        tables |= compare(title, "a network", candidates, rounds // 8, warm_up=0)
-    return tables
+        yield Table(title, "a network", candidates, one_in=8, warm_up=0)
 
 
 GROUPS = {
-    "report": measure_report_network,
-    "wide": measure_wide_network,
-    "layers": measure.layers,
-    "many": measure_many_networks,
-    "start": measure_start,
-    "compile": measure_compilation,
+    "report": report_network,
+    "wide": wide_network,
+    "layers": layers,
+    "many": many_networks,
+    "start": whole_processes,
+    "compile": compilation,
 }
 
 
 def benchmark(options):
     """Measure the groups that the options name. Returns the exit status."""
-    machine = measure.describe_machine()
+    machine = describe_machine()
     print("\n".join(f"{name:<10} {value}" for name, value in machine.items()))
     if "torch" not in machine:
         print("PyTorch is not installed, and not measured")
@@ -282,7 +261,7 @@ def benchmark(options):
     groups, status = {}, 0
     for name in options.groups:
         try:
-            groups[name] = GROUPS[name](options.rounds)
+            groups[name] = {table.title: measure(table, options.rounds) for table in GROUPS[name]()}
         except (jax.errors.JaxRuntimeError, subprocess.CalledProcessError) as error:
             tell(f"{name} could not be measured: {str(error).splitlines()[0]}")
             status = 1

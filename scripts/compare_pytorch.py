@@ -7,27 +7,25 @@
 # ///
 """Train the disk network in fnn and in PyTorch, from the same parameters on the same batches."""
 
+import functools
 import math
+import pathlib
+import sys
 import time
-from itertools import pairwise
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+from shared.interrupts import die_of_interrupts
+
+if __name__ == "__main__":
+    die_of_interrupts()  # until run handles them
 
 import jax
 import jax.numpy as jnp
-from shared import disk, figures
-from shared.command_line import (
-    Parser,
-    leave,
-    nonnegative_float,
-    run,
-    seed,
-    tell,
-    write_rows,
-    write_text,
-)
+from shared import disk, figures, pytorch
+from shared.command_line import Parser, format_metrics, leave, nonnegative_float, run, seed, tell
 
 import fnn
-
-METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+from fnn.files import write_rows, write_text
 
 
 def parse_options(arguments=None):
@@ -42,31 +40,16 @@ def parse_options(arguments=None):
     option("--torch-reduction", choices=disk.REDUCTIONS, help="PyTorch's reduction, if not fnn's")
     option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
     disk.add_encoding_option(parser)
-    disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/compare")
+    disk.add_options(parser, output="runs/compare")
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
     if len({f"{rate:g}" for rate in options.rates}) < len(options.rates):
         message = f"expected rates that print differently, got {options.rates}"
         parser.error(f"argument --rates: {message}")
-    require_pytorch(parser)
+    pytorch.require_pytorch(parser)
     figure_names = [f"curves_{rate:g}.svg" for rate in options.rates]
     parser.check_output(options.output, ["comparison.csv", *figure_names])
     return options
-
-
-def import_torch():
-    """PyTorch, which is imported where it is used, and by the scripts that compare alone."""
-    import torch
-
-    return torch
-
-
-def require_pytorch(parser):
-    """End with an error where PyTorch is not installed."""
-    try:
-        import_torch()
-    except ImportError:
-        parser.error("PyTorch is not installed; 'pip install torch' installs it")
 
 
 def compare(options):
@@ -74,16 +57,17 @@ def compare(options):
     widths = "-".join(map(str, [2, *options.hidden, 2]))
     print(
         f"network {widths}, {options.activation}, {options.dtype}; {options.encoding} targets; "
-        f"seed {options.seed}\n{options.epochs} epochs, batch size {options.batch_size}, "
+        f"seed {options.seed}\n"
+        f"{options.epochs} epochs, batch size {options.batch_size}, "
         f"momentum {options.momentum:g}, weight decay {options.weight_decay:g}"
     )
-    columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in METRICS]
+    columns = [f"{framework}_{name}" for framework in ("fnn", "torch") for name in disk.METRICS]
     rows = [["learning_rate", "epoch", *columns, "largest_difference"]]
     with jax.enable_x64(options.dtype == "float64"):
         for rate in options.rates:
             table = compare_at(options, rate)
             for epoch, (ours, theirs, difference) in enumerate(table, 1):
-                metrics = *disk.format_metrics(*ours), *disk.format_metrics(*theirs)
+                metrics = format_metrics(columns, (*ours, *theirs))
                 rows.append([rate, epoch, *metrics, f"{difference:.3g}"])
             write_rows(options.output / "comparison.csv", rows)
             title = f"Training in both frameworks, learning rate {rate:g}, seed {options.seed}"
@@ -99,17 +83,24 @@ def draw_curves(table, title):
     """Training loss and accuracy over the epochs in both frameworks."""
     panels = []
     for index, y_label in enumerate(("training MSE", "training accuracy, %")):
-        ours = figures.Curve("fnn", [metrics[index] for metrics, _, _ in table])
-        theirs = figures.Curve("PyTorch", [metrics[index] for _, metrics, _ in table], dashed=True)
-        panels.append((y_label, (ours, theirs)))
+        ours, theirs = ([row[framework][index] for row in table] for framework in (0, 1))
+        curves = figures.Curve("fnn", ours), figures.Curve("PyTorch", theirs, dashed=True)
+        panels.append((y_label, curves))
     return figures.learning_curves(panels, title)
 
 
 def compare_at(options, rate):
-    """Train at one rate. An entry an epoch: fnn's METRICS, PyTorch's, the largest difference."""
-    data, state, epoch_key, train, evaluate = start_fnn(options, rate)
+    """Train at one rate. An entry an epoch: fnn's metrics, PyTorch's, the largest difference."""
+    model = disk.make_network(options.hidden, options.activation)
+    loss = fnn.MSELoss(options.reduction)
+    optimizer = disk.make_optimizer(options, rate, options.train_size)
+    train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
+    of_data = {"encoding": options.encoding, "dtype": options.dtype}
+    start = jax.jit(functools.partial(disk.start, options, model, optimizer, **of_data))
+    data, state, epoch_key = start(jnp.uint32(options.seed))
+    print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
     network, torch_epoch = start_torch(options, rate, state.params)
-    torch_data = [to_torch(part) for part in data]
+    torch_data = [pytorch.tensors(part) for part in data]
 
     @jax.jit
     def shuffle(epoch):
@@ -118,25 +109,25 @@ def compare_at(options, rate):
         return points[order], targets[order]
 
     @jax.jit
-    def largest_difference(params, others):
-        pairs = zip(jax.tree.leaves(params), others, strict=True)
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(a - b)) for a, b in pairs]))
+    def evaluate(params):
+        return [metric for part in data for metric in disk.evaluate(model, params, *part)]
 
-    jax.block_until_ready(train(state, *shuffle(0)))  # compile, untimed
+    jax.block_until_ready(train_epoch(state, *shuffle(0)))  # compile, untimed
     table, seconds = [], [0.0, 0.0]
     for epoch in range(1, options.epochs + 1):
         batches = jax.block_until_ready(shuffle(epoch))
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(train(state, *batches))
+        state, _ = jax.block_until_ready(train_epoch(state, *batches))
         seconds[0] += time.perf_counter() - started
-        batches = to_torch(batches)
+        batches = pytorch.tensors(batches)
         started = time.perf_counter()
         torch_epoch(*batches)
         seconds[1] += time.perf_counter() - started
-        ours = [float(m) for part in data for m in evaluate(state.params, part)]
-        theirs = [float(m) for part in torch_data for m in torch_evaluate(network, *part)]
-        others = [jnp.asarray(p.detach().numpy()) for p in network.parameters()]
-        difference = float(largest_difference(state.params, others))
+        ours = [float(m) for m in evaluate(state.params)]
+        theirs = [float(m) for part in torch_data for m in pytorch.evaluate(network, *part)]
+        pairs = zip(jax.tree.leaves(state.params), network.parameters(), strict=True)
+        differences = [abs(jax.device_get(a) - b.detach().numpy()).max() for a, b in pairs]
+        difference = float(jnp.max(jnp.array(differences)))
         table.append((ours, theirs, difference))
         print(f"epoch {epoch}/{options.epochs}  largest parameter difference {difference:.2e}")
 
@@ -148,96 +139,30 @@ def compare_at(options, rate):
     return table
 
 
-def start_fnn(options, rate):
-    """Both sets of points, the state, the batches' key, the compiled epoch and evaluation."""
-    num_steps = disk.count_steps(options, options.train_size)
-    model = disk.make_network(options.hidden, options.activation)
-    loss, optimizer = fnn.MSELoss(options.reduction), disk.make_optimizer(options, rate, num_steps)
-
-    @jax.jit
-    def start(seed):
-        train_key, test_key, init_key, epoch_key = disk.split_keys(seed)
-        data = []
-        for key, size in ((train_key, options.train_size), (test_key, options.test_size)):
-            points, labels = fnn.sample_disk(key, size, dtype=options.dtype)
-            targets = disk.encode(labels, options.encoding).astype(options.dtype)
-            data.append((points, targets, labels))
-        params = jax.tree.map(lambda leaf: leaf.astype(options.dtype), model.init(init_key))
-        return data, fnn.TrainState(params, optimizer.init(params)), epoch_key
-
-    print(f"\nfnn: learning rate {rate:g}, reduction {options.reduction}")
-    train = fnn.make_train_epoch(model, loss, optimizer, options.batch_size, shuffle=False)
-    evaluate = jax.jit(lambda params, part: disk.evaluate(model, params, *part))
-    return *start(jnp.uint32(options.seed)), train, evaluate
-
-
 def start_torch(options, rate, params):
     """The network with these params, and a function that trains it for an epoch."""
-    import torch
-
+    torch = pytorch.import_torch()
     torch.set_num_threads(1)  # its fastest on a network this small
-    network = torch_network(options.hidden, options.activation, to_torch(jax.tree.leaves(params)))
+    activation = disk.ACTIVATIONS[options.activation].__name__  # the same in both frameworks
+    network = pytorch.make_network([2, *options.hidden, 2], activation)
+    weights = pytorch.tensors(jax.tree.leaves(params))
+    for parameter, weight in zip(network.parameters(), weights, strict=True):
+        parameter.data = weight
     rate = rate if options.torch_rate is None else options.torch_rate
     reduction = options.torch_reduction or options.reduction
     optimizer = torch.optim.SGD(
         network.parameters(), 0.0, options.momentum, weight_decay=options.weight_decay
     )
-    num_steps = disk.count_steps(options, options.train_size)
-    schedule = disk.make_schedule(options, rate, num_steps)
-    rates = iter(jax.vmap(schedule)(jnp.arange(num_steps)).tolist())
+    schedule = disk.make_schedule(options, rate, options.train_size)
+    steps = jnp.arange(disk.count_steps(options, options.train_size))
+    rates = iter(jax.vmap(schedule)(steps).tolist())
 
-    def epoch(points, targets):
-        batches = points.split(options.batch_size), targets.split(options.batch_size)
-        for x, target in zip(*batches, strict=True):
-            optimizer.param_groups[0]["lr"] = next(rates)
-            torch_step(network, optimizer, reduction, x, target)
+    def step(x, target):
+        optimizer.param_groups[0]["lr"] = next(rates)
+        pytorch.train_step(network, optimizer, reduction, x, target)
 
     print(f"PyTorch: learning rate {rate:g}, reduction {reduction}")
-    return network, epoch
-
-
-def to_torch(arrays):
-    """JAX arrays as torch tensors."""
-    import torch
-
-    return [torch.tensor(jax.device_get(array)) for array in arrays]
-
-
-def torch_network(hidden, activation, weights):
-    """torch.nn's counterpart of disk.make_network, with the given tensors W, b, W, b, ..."""
-    import torch
-
-    make_activation = getattr(torch.nn, disk.ACTIVATIONS[activation].__name__)  # the same name
-    layers = []
-    for dim_in, dim_out in pairwise([2, *hidden, 2]):
-        layers += [torch.nn.Linear(dim_in, dim_out), make_activation()]
-    network = torch.nn.Sequential(*layers[:-1], torch.nn.Sigmoid())
-    for parameter, weight in zip(network.parameters(), weights, strict=True):
-        parameter.data = weight
-    return network
-
-
-def torch_step(network, optimizer, reduction, x, target):
-    """One step of PyTorch's; returns the loss before it."""
-    from torch.nn.functional import mse_loss
-
-    optimizer.zero_grad()
-    summed = reduction == "batchmean"
-    loss = mse_loss(network(x), target, reduction="sum" if summed else reduction)
-    loss = loss / len(x) if summed else loss
-    loss.backward()
-    optimizer.step()
-    return loss
-
-
-def torch_evaluate(network, points, targets, labels):
-    """Mean squared error over all elements, and accuracy."""
-    import torch
-    from torch.nn.functional import mse_loss
-
-    with torch.no_grad():
-        scores = network(points)
-        return mse_loss(scores, targets), (scores.argmax(dim=-1) == labels).float().mean()
+    return network, functools.partial(pytorch.train_epoch, step, options.batch_size)
 
 
 def main(arguments=None):

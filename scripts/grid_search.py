@@ -1,26 +1,26 @@
 """Search the learning rate on the disk task: many rates and seeds in one compiled program."""
 
 import functools
+import itertools
 import math
+import pathlib
+import sys
 import time
 from typing import NamedTuple
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+from shared.interrupts import die_of_interrupts
+
+if __name__ == "__main__":
+    die_of_interrupts()  # until run handles them
+
 import jax
 import jax.numpy as jnp
-from shared import disk, figures
-from shared.command_line import (
-    Parser,
-    leave,
-    nonnegative_float,
-    positive_int,
-    run,
-    seed,
-    tell,
-    write_rows,
-    write_text,
-)
+from shared import command_line, disk, figures
+from shared.command_line import Parser, leave, nonnegative_float, positive_int, seed, tell
 
 import fnn
+from fnn.files import write_rows, write_text
 
 MOST_AT_ONCE = 128  # networks; if there are more, they are trained one chunk after the other
 MOST_NETWORKS = 10**6  # their metrics are kept in memory
@@ -28,12 +28,12 @@ FILES = ["grid.csv", "chosen.csv", "curves.svg"]
 
 
 class Results(NamedTuple):
-    """Metrics of many networks: on training points after each epoch, on unseen ones at the end."""
+    """Metrics on training points after each epoch, and on unseen points after the last one."""
 
-    train_losses: jax.Array  # (epochs, networks)
-    train_accuracies: jax.Array  # (epochs, networks)
-    losses: jax.Array  # (networks,)
-    accuracies: jax.Array  # (networks,)
+    train_losses: jax.Array  # (epochs, rates, seeds)
+    train_accuracies: jax.Array  # (epochs, rates, seeds)
+    losses: jax.Array  # (rates, seeds)
+    accuracies: jax.Array  # (rates, seeds)
 
 
 def parse_options(arguments=None):
@@ -50,7 +50,7 @@ def parse_options(arguments=None):
     option("--validation-size", type=positive_int, default=200, help="training points held out")
     option("--standardize", action="store_true", help="scale inputs to mean 0 and variance 1")
     disk.add_encoding_option(parser)
-    disk.add_training_options(parser, **disk.REPORT_PROTOCOL, output="runs/grid")
+    disk.add_options(parser, output="runs/grid")
     options = parser.parse_args(arguments)
     seeds, num_rates, num_points = options.seeds, len(options.rates), options.train_size
     batch = f", which leaves a batch of the {num_points} training points"
@@ -59,45 +59,40 @@ def parse_options(arguments=None):
         ("seeds", seeds, MOST_NETWORKS // num_rates, f" with {num_rates} rates"),
         ("validation-size", options.validation_size, num_points - options.batch_size, batch),
     ):
-        if value > most:
-            parser.error(f"argument --{name}: expected at most {most}{reason}, got {value}")
+        parser.check_most(name, value, most, f"{most}{reason}")
     if len(set(options.rates)) < len(options.rates):
         parser.error(f"argument --rates: expected different rates, got {options.rates}")
     parser.check_output(options.output, FILES)
     return options
 
 
-def train_networks(options, rates, seeds, num_held_out, title) -> Results:
-    """Train a network for every pair of rates and seeds, MOST_AT_ONCE at a time.
+def seeds_of(options):
+    return range(options.first_seed, options.first_seed + options.seeds)
+
+
+def train_networks(options, rates, num_held_out, title) -> Results:
+    """Train a network for each of the rates and each seed, MOST_AT_ONCE at a time.
 
     The unseen points are the last num_held_out training points, or, if 0, the test points.
     """
     num_examples = options.train_size - num_held_out
-    num_steps = disk.count_steps(options, num_examples)
     model = disk.make_network(options.hidden, options.activation)
     loss = fnn.MSELoss(options.reduction)
-
-    def sample(key, size):
-        points, labels = fnn.sample_disk(key, size)
-        if options.standardize:  # a uniform variable has mean 1/2 and variance 1/12
-            points = (points - 0.5) * math.sqrt(12)
-        return points, disk.encode(labels, options.encoding), labels
+    of_data = {"encoding": options.encoding, "standardize": options.standardize}
 
     @jax.jit
     @jax.vmap
     def start(rate, seed):
-        train_key, test_key, init_key, epoch_key = disk.split_keys(seed)
-        points = sample(train_key, options.train_size)
-        train = [array[:num_examples] for array in points]
-        held_out = [array[num_examples:] for array in points]
-        unseen = held_out if num_held_out else sample(test_key, options.test_size)
-        optimizer = disk.make_optimizer(options, rate, num_steps)
-        return fnn.init_train_state(model, optimizer, init_key), train, unseen, epoch_key
+        optimizer = disk.make_optimizer(options, rate, num_examples)
+        data, state, epoch_key = disk.start(options, model, optimizer, seed, **of_data)
+        train = [array[:num_examples] for array in data[0]]
+        held_out = [array[num_examples:] for array in data[0]]
+        return state, train, held_out if num_held_out else data[1], epoch_key
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None))
     def run_epoch(rate, state, train, epoch_key, epoch):
-        optimizer = disk.make_optimizer(options, rate, num_steps)
+        optimizer = disk.make_optimizer(options, rate, num_examples)
         train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
         points, targets, _ = train
         state, _ = train_epoch(state, points, targets, jax.random.fold_in(epoch_key, epoch))
@@ -108,87 +103,79 @@ def train_networks(options, rates, seeds, num_held_out, title) -> Results:
     def test(state, unseen):
         return disk.evaluate(model, state.params, *unseen)
 
-    num_chunks = math.ceil(len(rates) / MOST_AT_ONCE)
-    size = math.ceil(len(rates) / num_chunks)
+    pairs = [*itertools.product(rates, seeds_of(options))]
+    num_networks, num_chunks = len(pairs), math.ceil(len(pairs) / MOST_AT_ONCE)
+    size = math.ceil(num_networks / num_chunks)
     # The last chunk is filled up, so that one compiled program serves all of them.
-    networks = [min(i, len(rates) - 1) for i in range(num_chunks * size)]
-    all_rates = jnp.array([rates[i] for i in networks]).reshape(-1, size)
-    all_seeds = jnp.array([seeds[i] for i in networks], jnp.uint32).reshape(-1, size)
+    pairs += pairs[-1:] * (num_chunks * size - num_networks)
     chunks = []
     with fnn.progress(num_chunks * options.epochs, quiet=False) as report:
         for chunk in range(num_chunks):
-            state, train, unseen, epoch_key = start(all_rates[chunk], all_seeds[chunk])
+            its_rates, its_seeds = zip(*pairs[chunk * size : (chunk + 1) * size], strict=True)
+            its_rates, its_seeds = jnp.array(its_rates), jnp.array(its_seeds, jnp.uint32)
+            state, train, unseen, epoch_key = start(its_rates, its_seeds)
             curves = []
             for epoch in range(1, options.epochs + 1):
-                state, metrics = run_epoch(all_rates[chunk], state, train, epoch_key, epoch)
+                state, metrics = run_epoch(its_rates, state, train, epoch_key, epoch)
                 curves.append(metrics)
                 report(
                     chunk * options.epochs + epoch,
-                    f"{title}: {len(rates)} networks, part {chunk + 1}/{num_chunks}, "
+                    f"{title}: {num_networks} networks, part {chunk + 1}/{num_chunks}, "
                     f"epoch {epoch}/{options.epochs}, training MSE {jnp.mean(metrics[0]):.5f}",
                 )
             chunks.append((*map(jnp.stack, zip(*curves, strict=True)), *test(state, unseen)))
     joined = (jnp.concatenate(parts, axis=-1) for parts in zip(*chunks, strict=True))
-    return Results(*(part[..., : len(rates)] for part in joined))
+    by_rate = (a[..., :num_networks].reshape(*a.shape[:-1], len(rates), -1) for a in joined)
+    return Results(*by_rate)
 
 
-def write_table(path, unseen, rates, seeds, results):
+def write_table(options, name, unseen, rates, results):
     """Write a row for each network: rate, seed, metrics on training and on unseen points."""
-    names = ("train_loss", "train_accuracy", f"{unseen}_loss", f"{unseen}_accuracy")
-    last = (results.train_losses[-1], results.train_accuracies[-1])
-    columns = (column.tolist() for column in (*last, results.losses, results.accuracies))
-    rows = [["learning_rate", "seed", *names]]
-    for rate, seed_, *metrics in zip(rates, seeds, *columns, strict=True):
-        rows.append([rate, seed_, *disk.format_metrics(*metrics)])
-    write_rows(path, rows)
-
-
-def split_by_rate(results, num_rates):
-    """The Results of each rate, where those of all are grouped by rate."""
-    parts = (jnp.split(array, num_rates, axis=-1) for array in results)
-    return [Results(*of_rate) for of_rate in zip(*parts, strict=True)]
+    train, accuracies = results.train_losses[-1], results.train_accuracies[-1]
+    columns = (a.ravel().tolist() for a in (train, accuracies, *results[2:]))
+    rows = [["learning_rate", "seed", *(m.replace("test", unseen) for m in disk.METRICS)]]
+    pairs = itertools.product(rates, seeds_of(options))
+    for pair, *metrics in zip(pairs, *columns, strict=True):
+        rows.append([*pair, *command_line.format_metrics(disk.METRICS, metrics)])
+    write_rows(options.output / name, rows)
 
 
 def draw_curves(rates, results):
     """Training loss and accuracy over the epochs: for each rate the mean and its interval."""
-    curves = [], []
-    by_rate = split_by_rate(results, len(rates))
-    for rate, of_rate in zip(rates, by_rate, strict=True):
-        for panel, table in zip(curves, of_rate[:2], strict=True):
-            intervals = [disk.confidence_interval(epoch) for epoch in table.tolist()]
-            low, high = ([mean + sign * half for mean, half in intervals] for sign in (-1, 1))
-            means = [mean for mean, _ in intervals]
-            panel.append(figures.Curve(f"learning rate {rate:g}", means, low, high))
-    panels = zip(("training MSE", "training accuracy, %"), curves, strict=True)
-    num_seeds = len(by_rate[0].losses)
+    panels = []
+    for y_label, table in zip(("training MSE", "training accuracy, %"), results, strict=False):
+        curves = []
+        for index, rate in enumerate(rates):
+            mean, half = disk.confidence_interval(table[:, index])
+            values = (part.tolist() for part in (mean, mean - half, mean + half))
+            curves.append(figures.Curve(f"learning rate {rate:g}", *values))
+        panels.append((y_label, curves))
+    num_seeds = results.losses.shape[-1]
     title = f"Training by learning rate: mean and 95 % interval over {num_seeds} seeds"
-    return figures.learning_curves([*panels], title)
+    return figures.learning_curves(panels, title)
 
 
 def interval(values, form):
     """The mean over the seeds and its 95 % confidence interval, if there is one, as text."""
-    mean, half_width = disk.confidence_interval(values.tolist())
+    mean, half_width = map(float, disk.confidence_interval(values))
     spread = "" if math.isnan(half_width) else f" ± {half_width:{form}}"
     return f"{mean:{form}}{spread}"
 
 
-def choose_rate(rates, by_rate):
+def choose_rate(rates, results):
     """The rate with the best mean validation accuracy where all losses are finite, or None."""
-    means = {
-        rate: jnp.mean(results.accuracies)
-        for rate, results in zip(rates, by_rate, strict=True)
-        if jnp.all(jnp.isfinite(results.train_losses[-1]))
-    }
-    return max(means, key=means.get, default=None)
+    is_good = jnp.all(jnp.isfinite(results.train_losses[-1]), axis=-1)
+    means = jnp.mean(results.accuracies, axis=-1)
+    of_good = {rate: mean for rate, mean, good in zip(rates, means, is_good, strict=True) if good}
+    return max(of_good, key=of_good.get, default=None)
 
 
-def print_grid(rates, by_rate):
-    print(f"\nmean and 95 % interval over {len(by_rate[0].losses)} seeds")
+def print_grid(rates, results):
+    print(f"\nmean and 95 % interval over {results.losses.shape[-1]} seeds")
     print("learning rate       training MSE     validation MSE  validation accuracy")
-    for rate, results in zip(rates, by_rate, strict=True):
-        losses = interval(results.train_losses[-1], ".5f"), interval(results.losses, ".5f")
-        accuracy = interval(results.accuracies, ".2%")
-        print(f"{rate:<13g}  {losses[0]:>17}  {losses[1]:>17}  {accuracy:>19}")
+    for rate, *metrics in zip(rates, results.train_losses[-1], *results[2:], strict=True):
+        texts = map(interval, metrics, (".5f", ".5f", ".2%"))
+        print("{:<13g}  {:>17}  {:>17}  {:>19}".format(rate, *texts))
 
 
 def search(options):
@@ -196,39 +183,34 @@ def search(options):
 
     All results are in files before any of them is printed.
     """
-    start_time = time.monotonic()
-    rates, seeds = options.rates, range(options.first_seed, options.first_seed + options.seeds)
-    pairs = [rate for rate in rates for _ in seeds], [*seeds] * len(rates)
-    grid = train_networks(options, *pairs, options.validation_size, "grid")
-    write_table(options.output / "grid.csv", "validation", *pairs, grid)
+    start_time, rates = time.monotonic(), options.rates
+    grid = train_networks(options, rates, options.validation_size, "grid")
+    write_table(options, "grid.csv", "validation", rates, grid)
     write_text(options.output / "curves.svg", draw_curves(rates, grid))
-    by_rate = split_by_rate(grid, len(rates))
-    rate = choose_rate(rates, by_rate)
+    rate = choose_rate(rates, grid)
     if rate is None:
-        print_grid(rates, by_rate)
+        print_grid(rates, grid)
         tell("no rate has finite losses: lower --rates")
         return 1
-    pairs = [rate] * options.seeds, seeds
-    chosen = train_networks(options, *pairs, 0, "chosen rate")
-    write_table(options.output / "chosen.csv", "test", *pairs, chosen)
-    print_grid(rates, by_rate)
+    chosen = train_networks(options, [rate], 0, "chosen rate")
+    write_table(options, "chosen.csv", "test", [rate], chosen)
+    print_grid(rates, grid)
     print(f"\nchosen by validation accuracy: learning rate {rate:g}")
-    train_losses, train_accuracies = chosen.train_losses[-1], chosen.train_accuracies[-1]
-    if not jnp.all(jnp.isfinite(train_losses)):
+    losses, accuracies = chosen.train_losses[-1, 0], chosen.train_accuracies[-1, 0]
+    if not jnp.all(jnp.isfinite(losses)):
         tell(f"losses are not finite at rate {rate:g}")
         return 1
-    for name, losses, accuracies in (
-        ("training MSE", train_losses, train_accuracies),
-        ("test MSE    ", chosen.losses, chosen.accuracies),
-    ):
-        print(f"{name} {interval(losses, '.5f')}, accuracy {interval(accuracies, '.2%')}")
+    print(f"training MSE {interval(losses, '.5f')}, accuracy {interval(accuracies, '.2%')}")
+    losses, accuracies = chosen.losses[0], chosen.accuracies[0]
+    print(f"test MSE     {interval(losses, '.5f')}, accuracy {interval(accuracies, '.2%')}")
     print(f"{time.monotonic() - start_time:.1f} seconds")
     return 0
 
 
 def main(arguments=None):
     options = parse_options(arguments)
-    return run(search, options, options.output)
+    command_line.make_gpu_deterministic()
+    return command_line.run(search, options, options.output)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import json
 import pathlib
 import warnings
 
-from compare_pytorch import import_torch, require_pytorch, torch_step
-from shared.command_line import Parser, leave, run, write_text
+from shared.command_line import Parser, leave, run
+from shared.pytorch import import_torch, require_pytorch, train_step
+
+from fnn.files import write_text
 
 NAMES = ("expression", "inputs", "outputs")
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
@@ -259,7 +261,7 @@ def trainings():
         optimizer = torch.optim.SGD(network.parameters(), 0.1, **options)
         losses, params = [], [in_fnn(network)]
         for batch in zip(x, target, strict=True):
-            losses.append(torch_step(network, optimizer, reduction, *batch).item())
+            losses.append(train_step(network, optimizer, reduction, *batch).item())
             params.append(in_fnn(network))
         arguments = ", ".join(["0.1", *(f"{name}={value}" for name, value in options.items())])
         expression = f"Sequential({layers}), MSELoss('{reduction}'), sgd({arguments})"

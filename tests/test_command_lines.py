@@ -18,9 +18,12 @@ import pytest
 import record_pytorch
 import train_disk
 import train_mnist
-from shared import command_line
+from shared import command_line, pytorch
+
+from fnn import files
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
+PROGRAMS = sorted(path.name for path in SCRIPTS.glob("*.py"))
 BAD = {
     train_disk: {
         "--epochs 0": "argument --epochs: expected an integer from 1 to 2147483647, got '0'",
@@ -122,7 +125,7 @@ def test_bad_arguments_end_in_one_line_and_status_2(
 
 def test_a_result_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "result.csv"
-    command_line.write_rows(path, [["a", 1]])
+    files.write_rows(path, [["a", 1]])
 
     def full(*paths):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "beside", None, str(path))
@@ -131,7 +134,7 @@ def test_a_result_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(
         OSError, match=re.escape(f"[Errno 28] No space left on device: '{path}'") + "$"
     ):
-        command_line.write_rows(path, [["b", 2]])
+        files.write_rows(path, [["b", 2]])
     assert path.read_bytes() == b"a,1\r\n"
     assert [*tmp_path.iterdir()] == [path]
 
@@ -141,7 +144,7 @@ def test_a_link_to_a_result_leads_to_the_new_one(tmp_path):
     link, target = tmp_path / "metrics.csv", tmp_path / "folder" / "metrics.csv"
     target.write_text("old")
     link.symlink_to(target)
-    command_line.write_text(link, "new")
+    files.write_text(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
 
@@ -167,7 +170,7 @@ def test_what_is_no_lock_is_told(make, tmp_path, capsys):
 
 
 def test_the_comparison_starts_where_pytorch_is_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_pytorch, "import_torch", lambda: None)
+    monkeypatch.setattr(pytorch, "import_torch", lambda: None)
     monkeypatch.setattr(compare_pytorch, "compare", lambda options: 0)
     assert compare_pytorch.main(["--output", str(tmp_path)]) == 0
 
@@ -245,14 +248,14 @@ def test_messages_are_one_line_without_control_characters(capsys):
     assert capsys.readouterr().err.endswith(": a\\nb\\x1b[2J\u00e9\n")
 
 
-@pytest.mark.parametrize("name", ["train_disk.py", "train_mnist.py"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_script_finds_its_modules_where_python_does_not_look(name):
     path = os.pathsep.join([str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
     arguments = [str(SCRIPTS / name), "--help"]
     assert run_program(*arguments, PYTHONPATH=path, PYTHONSAFEPATH="1") == (0, "")
 
 
-@pytest.mark.parametrize("name", ["train_disk.py", "train_mnist.py"])
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("is_ignored", [False, True])
 def test_an_interrupt_while_a_script_starts_ends_it_plainly(name, is_ignored, tmp_path):
     program = """

@@ -18,7 +18,7 @@ import pytest
 import test_train_mnist
 import train_disk
 import train_mnist
-from shared import command_line, distributed
+from shared import distributed
 
 import fnn
 
@@ -239,7 +239,8 @@ sys.exit(train_disk.main())
         ("fnn.__file__ = train_disk.__file__", "versions of fnn"),
         (
             "sample = fnn.sample_disk\n"
-            "fnn.sample_disk = lambda key, count: sample(jax.random.fold_in(key, 1), count)",
+            "fnn.sample_disk = lambda key, *size, **kind: "
+            "sample(jax.random.fold_in(key, 1), *size, **kind)",
             "data",
         ),
     ],
@@ -309,7 +310,7 @@ def test_what_one_process_refuses_the_other_tells_too(is_locked, undisturbed, tm
     shutil.copytree(undisturbed[0], output)
     with contextlib.ExitStack() as held:
         if is_locked:
-            held.enter_context(command_line.sole_use(output))
+            held.enter_context(fnn.files.sole_use(output))
             message = f"another run is writing to {output}"
         first, second = finish(*start_two(output, "--resume", "--momentum", 0.5))
     assert (first[0], second[0]) == (2, 2)

@@ -143,11 +143,13 @@ def test_ticks_are_round_and_inside():
     ],
 )
 def test_confidence_intervals_use_students_t(values, mean, half_width):
-    assert disk.confidence_interval(values) == pytest.approx((mean, half_width), rel=1e-4)
+    interval = disk.confidence_interval(jnp.array([values, values]))
+    expected = [mean] * 2, [half_width] * 2
+    assert [part.tolist() for part in interval] == [pytest.approx(e, rel=1e-4) for e in expected]
 
 
 def test_one_value_has_no_interval():
-    assert math.isnan(disk.confidence_interval([1.0])[1])
+    assert math.isnan(disk.confidence_interval(jnp.array([1.0]))[1])
 
 
 def test_encodings():

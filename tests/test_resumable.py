@@ -1,6 +1,7 @@
 """What kills, interrupts or starves a run of train_disk.py loses at most what is not stored yet."""
 
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -363,35 +364,41 @@ def test_every_option_that_changes_the_results_is_a_setting(script, arguments, t
 
 
 def run_epochs(folder, *arguments, bad_epoch=0, bad_loss=0, interruption=lambda epoch: None):
-    """The loop over epochs that compute nothing, one of them with a bad parameter or loss."""
+    """The loop over epochs that only count, one of them with a bad parameter or loss."""
     options = train_disk.parse_options([*SMALL, "--output", str(folder), *arguments])
-    good, bad = (fnn.TrainState({"W": jnp.array([1, last])}, ()) for last in (1, jnp.inf))
+    ended = itertools.count(1)
 
-    begun = []
-
-    def run_epoch(state, number):
-        begun.append(number)
-        losses = jnp.array([1, jnp.nan if number == bad_loss else 1, 1])
-        return (bad if number == bad_epoch else good), losses, [jnp.ones(())] * 4
+    def run_epoch(data, state, key):
+        number = state.opt_state + 1
+        params = {"W": jnp.ones(2).at[1].set(jnp.where(number == bad_epoch, jnp.inf, 1))}
+        losses = jnp.ones(3).at[1].set(jnp.where(number == bad_loss, jnp.nan, 1))
+        return fnn.TrainState(params, number), losses, [jnp.ones(())] * 4
 
     return training.run_epochs(
         options,
+        lambda: interruption(next(ended)),
         run_epoch,
-        good,
-        ["a", "b", "c", "d"],
-        mesh=None,
+        (None, None, None),
+        fnn.TrainState({"W": jnp.ones(2)}, jnp.zeros((), jnp.int32)),
+        ((jnp.ones((20, 2)), jnp.ones((20, 2))),),
+        jax.random.key(0),
         data_checksum=0,
-        interruption=lambda: interruption(begun[-1]),
-        diagnose=lambda state, number: ("0 Linear(2, 25)", "parameters"),
         description="",
-        format_row=lambda *metrics: list(map(str, metrics)),
-        format_progress=lambda metrics, rest: "",
+        columns=["a", "b", "c", "d"],
+        progress="",
         remedy="lower --learning-rate",
     )
 
 
-def test_one_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
-    *_, status = run_epochs(tmp_path, bad_loss=6)
+@pytest.fixture
+def place(monkeypatch):
+    """Where the first number that is not finite is said to be."""
+    found = "0 Linear(2, 25)", "parameters"
+    monkeypatch.setattr(fnn, "find_nonfinite_in_epoch", lambda *arguments: found)
+
+
+def test_one_loss_that_is_not_finite_ends_the_run(tmp_path, capsys, place):
+    status = run_epochs(tmp_path, bad_loss=6).status
     assert status == 1
     assert ": the loss is not finite in epoch 6 (first met" in capsys.readouterr().err
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 7
@@ -401,7 +408,7 @@ def test_a_signal_in_the_last_epoch_comes_too_late(tmp_path, capsys):
     def interruption(epoch):
         return signal.SIGTERM if epoch == NUM_EPOCHS else None
 
-    assert run_epochs(tmp_path, interruption=interruption)[-1] == 0
+    assert run_epochs(tmp_path, interruption=interruption).status == 0
     assert capsys.readouterr().err == ""
     assert num_stored(tmp_path) == NUM_EPOCHS
 
@@ -413,9 +420,9 @@ def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypat
     assert stored == [15, 30, NUM_EPOCHS]
 
 
-def test_an_infinite_parameter_ends_the_run_and_the_checkpoint_stays(tmp_path, capsys):
+def test_an_infinite_parameter_ends_the_run_and_the_checkpoint_stays(tmp_path, capsys, place):
     """Also where the loss is finite: a sigmoid hides an infinite parameter."""
-    params, _, status = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
+    params, _, status, _ = run_epochs(tmp_path, "--checkpoint-every", "2", bad_epoch=6)
     assert capsys.readouterr().err.endswith(
         ": the parameters are not finite in epoch 6 (first met: layer 0 Linear(2, 25), "
         f"parameters): lower --learning-rate; {tmp_path} has the results so far\n"
@@ -431,14 +438,15 @@ def test_the_open_line_of_progress_on_a_terminal_is_ended(on_terminal, monkeypat
     errors.isatty = lambda: on_terminal
     monkeypatch.setattr(sys, "stderr", errors)
 
-    def train(options, interruption):
+    def train(options, run_epochs):
         os.kill(os.getpid(), signal.SIGTERM)
         deadline = time.monotonic() + 60
         while not errors.getvalue().endswith("at once\n") and time.monotonic() < deadline:
             time.sleep(0.001)
-        return 0
+        return training.Trained((), [], 0, 0), None
 
-    assert training.run(train, train_disk.parse_options(["--output", str(tmp_path)])) == 0
+    options = train_disk.parse_options(["--output", str(tmp_path)])
+    assert training.run(train, lambda *results: None, options) == 0
     lines = errors.getvalue().splitlines()
     assert lines[:-1] == [""] * on_terminal
     assert lines[-1].endswith(": " + HEARD)
@@ -447,8 +455,8 @@ def test_the_open_line_of_progress_on_a_terminal_is_ended(on_terminal, monkeypat
 def test_points_that_are_not_finite_are_told_before_training(tmp_path, capsys, monkeypatch):
     sample = fnn.sample_disk
 
-    def spoilt(*arguments):
-        points, labels = sample(*arguments)
+    def spoilt(*arguments, **kind):
+        points, labels = sample(*arguments, **kind)
         return points.at[3, 1].set(jnp.nan), labels
 
     monkeypatch.setattr(fnn, "sample_disk", spoilt)

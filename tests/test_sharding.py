@@ -1,5 +1,6 @@
 """Data parallelism on CPU devices: the same numbers, the work divided, one all-reduce a step."""
 
+import argparse
 import functools
 import math
 import re
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from cases import LAYERS, LOSSES, cast, draw, draw_integers, is_floating, layer_inputs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from shared import devices, mnist
+from shared import distributed, mnist
 
 import fnn
 from fnn import epoch as epoch_module
@@ -279,8 +280,9 @@ def test_axes_that_divide_an_array_are_found_beside_auto_axes():
 
 
 def test_indivisible_examples_are_on_every_device():
-    mesh = make_mesh(4)
-    for count, is_whole in ((6, True), (8, False)):
-        (placed,) = devices.place_examples(None, mesh, (jnp.arange(count),))
+    options = argparse.Namespace(data_parallel=True, coordinator=None, num_processes=None)
+    options.epoch_timeout = None
+    for count, is_whole in ((12, True), (16, False)):  # of eight devices
+        (placed,) = distributed.place_examples(options, (jnp.arange(count),))
         assert placed.tolist() == list(range(count))
         assert placed.sharding.is_fully_replicated == is_whole

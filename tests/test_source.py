@@ -12,7 +12,7 @@ import fnn
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "fnn").glob("**/*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("**/*.py"))
-COMPARISONS = ["benchmark.py", "compare_pytorch.py"]
+COMPARISONS = ["shared/pytorch.py"]
 AUTODIFF = {
     "grad", "value_and_grad", "vjp", "jvp", "jacobian", "jacfwd", "jacrev", "hessian", "hvp",
     "linearize", "linear_transpose", "fwd_and_bwd", "vjp3", "check_vjp", "check_jvp", "check_grads",
@@ -56,7 +56,7 @@ def test_package_imports_jax_and_the_standard_library_alone(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
 def test_scripts_import_jax_fnn_and_each_other_alone(path):
     allowed = {"jax", "fnn", "shared"}
-    compares = path.name in COMPARISONS
+    compares = str(path.relative_to(ROOT / "scripts")) in COMPARISONS
     assert foreign_imports(path.read_text(), allowed) == ({"torch"} if compares else set())
 
 

@@ -1,9 +1,7 @@
-"""What the scripts share: a parser with errors of one line, types of options, files, the end."""
+"""The command line of every script: a parser, types of options, errors of one line, the end."""
 
 import argparse
 import contextlib
-import csv
-import fcntl
 import io
 import math
 import os
@@ -12,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 import jax
@@ -38,6 +36,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def check_most(self, option: str, value: int, most: int, text: str) -> None:
+        """End with an error if the value is more than `most`, which the text describes."""
+        if value > most:
+            self.error(f"argument --{option}: expected at most {text}, got {value}")
 
     def check_output(
         self, folder: pathlib.Path, file_names: Sequence[str], option: str = "--output"
@@ -87,17 +90,10 @@ def folder(text: str) -> pathlib.Path:
     return pathlib.Path(text)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """The file is `text` as a whole, or as it was before."""
-    with fnn.replace_file(path) as file:
-        file.write(text.encode())
-
-
-def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
-    """As write_text, with the rows as comma-separated values."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    write_text(path, text.getvalue())
+def format_metrics(columns: Iterable[str], metrics: Iterable[float]) -> list[str]:
+    """The metrics as text for a table, accuracies without float32's last digits."""
+    digits = (6 if column.endswith("accuracy") else 8 for column in columns)
+    return [f"{value:.{n}g}" for value, n in zip(metrics, digits, strict=True)]
 
 
 def tell(message: str, start: str = "") -> None:
@@ -108,27 +104,23 @@ def tell(message: str, start: str = "") -> None:
         print(start + line, file=sys.stderr, flush=True)
 
 
-def run(
-    work: Callable[[argparse.Namespace], int],
-    options: argparse.Namespace,
-    folder: pathlib.Path | None = None,
-) -> int:
+def run(work: Callable, options: argparse.Namespace, folder: pathlib.Path | None = None) -> int:
     """Return the exit status of work(options), and tell in one line what stops it early.
 
-    It locks `folder`: another process that runs with the same one ends with a UserError.
+    It locks `folder`, so that another process that runs with the same one ends with status 2.
     """
     message, interrupts = None, signal.getsignal(signal.SIGINT)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for letters that it lacks, such as ±
     try:
-        with sole_use(folder):
+        with fnn.files.sole_use(folder) if folder else contextlib.nullcontext():
             start_jax()
             if interrupts is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             status = work(options)
             print(end="", flush=True)  # so that it fails here, if it does, and not at the exit
-    except UserError as error:
+    except (UserError, fnn.files.InUseError) as error:
         message, status = str(error), 2
     except BrokenPipeError:  # who read the output has seen enough
         status = 128 + signal.SIGPIPE
@@ -156,25 +148,11 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-@contextlib.contextmanager
-def sole_use(folder: pathlib.Path | None) -> Iterator[None]:
-    """Hold a lock on the folder, if any. The system drops it when the process ends or is killed.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if folder is None:
-        yield
-        return
-    lock = folder / ".lock"
-    fnn.files.check_regular(lock)
-    with open(lock, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {folder}") from None
-        fnn.remove_unfinished(folder)
-        yield
+def make_gpu_deterministic() -> None:
+    """Let XLA use kernels that give the same bits every time, unless the user has decided."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def start_jax() -> None:

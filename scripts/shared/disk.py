@@ -2,7 +2,6 @@
 
 import functools
 import math
-import statistics
 from itertools import pairwise
 
 import jax
@@ -14,43 +13,27 @@ import fnn
 
 CENTER, RADIUS = fnn.datasets.DISK_CENTER, fnn.datasets.DISK_RADIUS
 ACTIVATIONS = {
-    "tanh": fnn.Tanh,
-    "relu": fnn.ReLU,
-    "leaky_relu": fnn.LeakyReLU,
-    "sigmoid": fnn.Sigmoid,
-}
+    "tanh": fnn.Tanh, "relu": fnn.ReLU, "leaky_relu": fnn.LeakyReLU, "sigmoid": fnn.Sigmoid
+}  # fmt: skip
+METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 REDUCTIONS = ("mean", "sum", "batchmean")
-REPORT_PROTOCOL = {
-    "epochs": 150,
-    "batch_size": 1,
-    "schedule": "constant",
-    "reduction": "batchmean",
-}
 
 
-def add_training_options(
-    parser, *, epochs: int, batch_size: int, schedule: str, reduction: str, output: str
+def add_options(
+    parser, *, epochs=150, batch_size=1, schedule="constant", reduction="batchmean", output
 ) -> None:
-    """Adds the options that every script on the disk has, with the script's own defaults."""
+    """The options of every script on the disk. The defaults are the report's."""
     option = parser.add_argument
+    falls = "the learning rate falls to 0 along half a cosine, or is constant"
+    squares = "of the squared errors in the loss trained on"
     option("--epochs", type=positive_int, default=epochs, help="passes over the training points")
     option("--batch-size", type=positive_int, default=batch_size, help="points a step")
-    option(
-        "--schedule",
-        choices=("cosine", "constant"),
-        default=schedule,
-        help="the learning rate falls to 0 along half a cosine, or is constant",
-    )
+    option("--schedule", choices=("cosine", "constant"), default=schedule, help=falls)
     option("--momentum", type=nonnegative_float, default=0.0, help="of SGD")
     option("--weight-decay", type=nonnegative_float, default=0.0, help="of SGD")
     option("--hidden", type=layer_width, nargs="+", default=[25, 25, 25], help="layer widths")
     option("--activation", choices=ACTIVATIONS, default="leaky_relu", help="of the hidden layers")
-    option(
-        "--reduction",
-        choices=REDUCTIONS,
-        default=reduction,
-        help="of the squared errors in the loss trained on",
-    )
+    option("--reduction", choices=REDUCTIONS, default=reduction, help=squares)
     option("--train-size", type=num_points, default=1000, help="training points")
     option("--test-size", type=num_points, default=1000, help="test points")
     option("--output", type=folder, default=output, help="folder for the results")
@@ -58,25 +41,14 @@ def add_training_options(
 
 def check_batch_size(parser, options) -> None:
     """End with an error if a batch does not fit into the training points."""
-    if options.batch_size > options.train_size:
-        parser.error(
-            f"argument --batch-size: expected at most the {options.train_size} training points, "
-            f"got {options.batch_size}"
-        )
+    size = options.train_size
+    parser.check_most("batch-size", options.batch_size, size, f"the {size} training points")
 
 
 def add_encoding_option(parser) -> None:
-    parser.add_argument(
-        "--encoding",
-        choices=("one-hot", "report"),
-        default="one-hot",
-        help="targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]",
-    )
-
-
-def split_keys(seed) -> jax.Array:
-    """Keys for the training points, the test points, the parameters and the batches."""
-    return jax.random.split(jax.random.key(seed), 4)
+    targets = "targets: [1, 0] outside and [0, 1] inside, or the report's [0, 0] and [0, 1]"
+    encodings = "one-hot", "report"
+    parser.add_argument("--encoding", choices=encodings, default="one-hot", help=targets)
 
 
 def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
@@ -85,28 +57,48 @@ def encode(labels: jax.Array, encoding: str = "one-hot") -> jax.Array:
     return one_hot.at[:, 0].set(0) if encoding == "report" else one_hot
 
 
-def make_network(hidden: list[int], activation: str) -> fnn.Layer:
-    """Linear layers 2-hidden-2, the activation between them, a Sigmoid at the end."""
+def make_network(hidden, activation: str, dim_in: int = 2, dim_out: int = 2) -> fnn.Layer:
+    """Linear layers of these widths, the activation between them, a Sigmoid at the end."""
     layers = []
-    for dim_in, dim_out in pairwise([2, *hidden, 2]):
-        layers += [fnn.Linear(dim_in, dim_out), ACTIVATIONS[activation]()]
+    for start, end in pairwise([dim_in, *hidden, dim_out]):
+        layers += [fnn.Linear(start, end), ACTIVATIONS[activation]()]
     return fnn.Sequential(*layers[:-1], fnn.Sigmoid())
+
+
+def start(
+    options, model, optimizer, seed, *, encoding="one-hot", standardize=False, dtype="float32"
+):
+    """The training set and the test set, the state before training, and the key of the batches.
+
+    A set is (points, targets, labels).
+    """
+    train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(seed), 4)
+
+    def sample(key, size):
+        points, labels = fnn.sample_disk(key, size, dtype=dtype)
+        if standardize:  # a uniform variable has mean 1/2 and variance 1/12
+            points = (points - 0.5) * math.sqrt(12)
+        return points, encode(labels, encoding).astype(dtype), labels
+
+    data = sample(train_key, options.train_size), sample(test_key, options.test_size)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), model.init(init_key))
+    return data, fnn.TrainState(params, optimizer.init(params)), epoch_key
 
 
 def count_steps(options, num_examples: int) -> int:
     return options.epochs * math.ceil(num_examples / options.batch_size)
 
 
-def make_schedule(options, learning_rate, num_steps: int):
+def make_schedule(options, learning_rate, num_examples: int):
     """step -> rate, as the options say; the learning rate may be traced."""
     if options.schedule == "cosine":
-        return fnn.cosine_decay(learning_rate, num_steps)
+        return fnn.cosine_decay(learning_rate, count_steps(options, num_examples))
     return fnn.constant(learning_rate)
 
 
-def make_optimizer(options, learning_rate, num_steps: int) -> fnn.Optimizer:
+def make_optimizer(options, learning_rate, num_examples: int) -> fnn.Optimizer:
     """SGD as the options say; the learning rate may be traced."""
-    schedule = make_schedule(options, learning_rate, num_steps)
+    schedule = make_schedule(options, learning_rate, num_examples)
     return fnn.sgd(schedule, options.momentum, weight_decay=options.weight_decay)
 
 
@@ -117,13 +109,8 @@ def evaluate(model: fnn.Layer, params, points, targets, labels):
     return mse, fnn.accuracy(scores, labels)
 
 
-def format_metrics(train_loss, train_accuracy, loss, accuracy) -> list[str]:
-    """The metrics as they are written to CSV files, accuracies without float32's last digits."""
-    return [f"{train_loss:.8g}", f"{train_accuracy:.6g}", f"{loss:.8g}", f"{accuracy:.6g}"]
-
-
-def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[int]]:
-    """The classes that the network says for 200 x 200 cells of the unit square, and for points."""
+def draw_decision_regions(model: fnn.Layer, params, points, labels) -> tuple[str, list[int]]:
+    """The figure of where the network says inside, with its mistakes, and all its answers."""
     cells = jnp.array([(i + 0.5) / 200 for i in range(200)], points.dtype)  # their centres
 
     @jax.jit
@@ -131,26 +118,23 @@ def classify(model: fnn.Layer, params, points) -> tuple[list[list[int]], list[in
         grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
         return [jnp.argmax(fnn.predict(model, params, x), axis=-1) for x in (grid, points)]
 
-    return [part.tolist() for part in jax.device_get(classify(params, cells, points))]
-
-
-def draw_decision_regions(inside, predicted, points, labels) -> str:
-    """The figure of what classify returned, and of the mistakes among the points."""
+    inside, predicted = (part.tolist() for part in classify(params, cells, points))
     answers = zip(points.tolist(), labels.tolist(), predicted, strict=True)
     mistakes = [(point, label) for point, label, answer in answers if answer != label]
     wrong_points, their_labels = zip(*mistakes, strict=True) if mistakes else ((), ())
-    return figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)
+    figure = figures.decision_regions(inside, wrong_points, their_labels, CENTER, RADIUS)
+    return figure, predicted
 
 
-def confidence_interval(values: list[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % interval by Student's t.
+def confidence_interval(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean over the last axis, and the half-width of its 95 % interval by Student's t.
 
     The half-width is nan for one value alone and where a value is not finite.
     """
-    mean, count = statistics.fmean(values), len(values)
-    if count < 2 or not math.isfinite(mean):
-        return mean, math.nan
-    return mean, _student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    mean, count = jnp.mean(values, axis=-1), values.shape[-1]
+    if count < 2:
+        return mean, jnp.full_like(mean, jnp.nan)
+    return mean, _student_t(count - 1) * jnp.std(values, axis=-1, ddof=1) / math.sqrt(count)
 
 
 @functools.cache

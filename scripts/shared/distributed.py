@@ -1,4 +1,4 @@
-"""A script in several processes: they find each other, agree, and end together.
+"""A script on many devices, and in several processes that find each other, agree, and end together.
 
 Every wait has a time limit, because another process may be gone. Only the first process writes to
 --output, and only what it prints on stdout is shown.
@@ -23,8 +23,11 @@ from jax.experimental import multihost_utils
 from shared import command_line
 from shared.command_line import UserError
 
+import fnn
+
 SECONDS_TO_LEAVE = 3
-PROBLEM = "fnn/problem"  # the key under which a process tells the others why it ends
+# Keys of what a process tells the others: why it ends, and what from_first gives them.
+PROBLEM, NOTE = "fnn/problem", "fnn/note"
 
 
 def uses_all_devices(options: argparse.Namespace) -> bool:
@@ -32,9 +35,43 @@ def uses_all_devices(options: argparse.Namespace) -> bool:
     return options.data_parallel or several
 
 
-def run(
-    work: Callable[[argparse.Namespace], int], options: argparse.Namespace, same: dict[str, Any]
-) -> int:
+def describe_devices() -> str:
+    """The devices of the run, as text."""
+    device, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
+    text = f"{device.platform} ({device.device_kind})"
+    text = f"{count} x {text}" if count > 1 else text
+    return f"{processes} processes, {text}" if processes > 1 else text
+
+
+def count_devices(options: argparse.Namespace) -> int:
+    """The number of devices among which examples are divided."""
+    return jax.device_count() if uses_all_devices(options) else 1
+
+
+def place(options: argparse.Namespace, tree: Any) -> Any:
+    """The tree on every device that is used."""
+    mesh = fnn.data_parallel_mesh()
+    return fnn.replicate(mesh, tree) if uses_all_devices(options) else tree
+
+
+def place_examples(options, arrays, load=lambda *arrays: arrays) -> Any:
+    """load(*arrays), divided among the devices that are used; arrays (n, ...) are in every process.
+
+    Each process loads its own part. If the number of devices does not divide n, each loads all. If
+    one raises UserError, all do.
+    """
+    if not uses_all_devices(options):
+        return load(*arrays)
+    processes, index = jax.process_count(), jax.process_index()
+    is_divided = not any(len(array) % jax.device_count() for array in arrays)
+    if is_divided:
+        arrays = [array.reshape(processes, -1, *array.shape[1:])[index] for array in arrays]
+    with together(options.epoch_timeout):
+        loaded = load(*arrays)
+    return (fnn.shard_batch if is_divided else fnn.replicate)(fnn.data_parallel_mesh(), loaded)
+
+
+def run(work: Callable, options: argparse.Namespace, same: dict[str, Any]) -> int:
     """Run command_line.run(work, options) in every process; the first one locks options.output.
 
     All processes must have equal values in `same`, whose keys say what they are.
@@ -47,13 +84,13 @@ def run(
         command_line.tell(f"error: cannot join the run at {place}: {str(error).splitlines()[0]}")
         return _leave(1)
     is_first = global_state.process_id == 0
-    folder = options.output if is_first else None
 
     def work_with_others(options):
         try:
             with contextlib.ExitStack() as held:
                 with together(options.epoch_timeout):
-                    held.enter_context(command_line.sole_use(folder))
+                    if is_first:
+                        held.enter_context(fnn.files.sole_use(options.output))
                 agree(options.epoch_timeout, same)
                 return work(options)
         except (RuntimeError, ValueError) as error:  # JAX raises either if a process is gone
@@ -177,14 +214,13 @@ def epoch_deadline(seconds: float) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def together(timeout: float) -> Iterator[None]:
-    """End with a UserError in every process if the block ends with one in any of them."""
+    """End with an error in every process if the block ends with one of the user in any of them."""
     problem = None
     try:
         yield
-    except UserError as error:
+    except (UserError, fnn.files.InUseError) as error:
         problem = error
-    is_told = largest(timeout, problem and 1)
-    if problem or is_told:
+    if largest(timeout, problem and 1):
         raise problem or UserError("another process has found an error, and tells it")
 
 
@@ -203,12 +239,11 @@ def from_first(timeout: float, tree: Any, note: Any) -> tuple[Any, Any]:
     """Return the first process's tree of arrays, and its note of JSON's types, in every process."""
     if jax.process_count() == 1:
         return tree, note
-    send = multihost_utils.broadcast_one_to_all
-    text = json.dumps(note).encode()
+    if jax.process_index() == 0:
+        global_state.client.key_value_set(NOTE, json.dumps(note))
     with epoch_deadline(timeout):
-        length = int(send(jnp.int32(len(text))))
-        buffer = jnp.frombuffer(text.ljust(length)[:length], jnp.uint8)
-        return send(tree), json.loads(jax.device_get(send(buffer)).tobytes())
+        tree = multihost_utils.broadcast_one_to_all(tree)
+        return tree, json.loads(global_state.client.blocking_key_value_get(NOTE, 1000 * timeout))
 
 
 def largest(timeout: float, number: int | None) -> int | None:

@@ -6,17 +6,21 @@ colours from Okabe and Ito's palette, which the colour-blind can tell apart.
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, groupby, pairwise
 from typing import Any, NamedTuple
 
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = SERIES_COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
 )  # fmt: skip
 INK, FAINT = "#222222", "#dddddd"
 SMALLEST, LARGEST = 1e-100, 1e100  # losses on an axis; their quotient is a float too
 MOST_DECADES = 15  # with a tick each
-SERIES_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+TOP = 40  # of the axes in every figure
+UNIT_SQUARE = {
+    "left": 60, "width": 400, "height": 400, "x_range": (0, 1), "y_range": (0, 1),
+    "x_label": "x₁", "y_label": "x₂",
+}  # fmt: skip
 Point = tuple[float, float]
 
 
@@ -35,8 +39,9 @@ def disk_data(points, labels, center: Point, radius: float) -> str:
 
     points is a sequence of (x, y), labels one of 0 and 1.
     """
-    place, frame = _axes(60, 40, 400, 400, (0, 1), (0, 1), "x₁", "x₂", "Training points")
-    outside, inside = _places_by_label(place, points, labels)
+    place, frame = _axes(**UNIT_SQUARE, title="Training points")
+    pairs = [(place(*point), label) for point, label in zip(points, labels, strict=True)]
+    outside, inside = ([at for at, label in pairs if label == wanted] for wanted in (0, 1))
     marks = _dots(outside, SKY, 4.5), _dots(inside, BLUE, 4.5), _circle(place, center, radius)
     entries = [
         (_dots([(0, 0)], BLUE, 8), "inside: label 1"),
@@ -46,15 +51,13 @@ def disk_data(points, labels, center: Point, radius: float) -> str:
     return figure(630, 500, "The disk data set", [*frame, *marks, _legend(480, 60, entries)])
 
 
-def decision_regions(
-    scores: Sequence[Sequence[bool]], mistakes, labels, center: Point, radius: float
-) -> str:
+def decision_regions(scores, mistakes, labels, center: Point, radius: float) -> str:
     """Where the network says inside, and the test points of which it is wrong.
 
     scores[i][j] says whether the network puts the centre of cell (column j, row i from below) of
     an even grid over the unit square inside. mistakes is a sequence of points, labels theirs.
     """
-    place, frame = _axes(60, 40, 400, 400, (0, 1), (0, 1), "x₁", "x₂", "Decision regions")
+    place, frame = _axes(**UNIT_SQUARE, title="Decision regions")
     (left, bottom), (right, top) = place(0, 0), place(1, 1)
     cell = (right - left) / len(scores)
     path = ""  # a rectangle for each run of cells inside
@@ -64,20 +67,23 @@ def decision_regions(
                 columns = [column for column, _ in run]
                 x, y = left + columns[0] * cell, bottom - (row + 1) * cell
                 path += f"M{x:.2f} {y:.2f}h{len(columns) * cell:.2f}v{cell:.2f}H{x:.2f}z"
-    wrongly_inside, missed = _places_by_label(place, mistakes, labels)
+    all_inside, all_outside = (
+        {"fill": BLUE, "fill_opacity": 0.45},
+        {"fill": SKY, "fill_opacity": 0.15},
+    )
     marks = [
-        f'<rect x="{left}" y="{top}" width="400" height="400" fill="{SKY}" fill-opacity=".15"/>',
-        f'<path d="{path}" fill="{BLUE}" fill-opacity=".45" shape-rendering="crispEdges"/>',
+        _element("rect", x=left, y=top, width=right - left, height=bottom - top, **all_outside),
+        _element("path", d=path, **all_inside, shape_rendering="crispEdges"),
         _circle(place, center, radius),
-        *(_cross(at, VERMILLION) for at in missed),
-        *(_ring(at, VERMILLION) for at in wrongly_inside),
+        *(_mistake(place(*point), label) for point, label in zip(mistakes, labels, strict=True)),
     ]
+    square = {"x": -8, "y": -7, "width": 16, "height": 14, "stroke": INK, "stroke_width": 0.5}
     entries = [
-        (_square(BLUE, 0.45), "network: inside"),
-        (_square(SKY, 0.15), "network: outside"),
+        (_element("rect", **square, **all_inside), "network: inside"),
+        (_element("rect", **square, **all_outside), "network: outside"),
         (_line([(-9, 0), (9, 0)], INK), "the disk"),
-        (_cross((0, 0), VERMILLION), f"inside, missed: {len(missed)}"),
-        (_ring((0, 0), VERMILLION), f"outside, missed: {len(wrongly_inside)}"),
+        (_mistake((0, 0), 1), f"inside, missed: {[*labels].count(1)}"),
+        (_mistake((0, 0), 0), f"outside, missed: {[*labels].count(0)}"),
     ]
     body = [*frame[:-1], *marks, frame[-1], _legend(480, 60, entries)]
     return figure(630, 500, "Decision regions and misclassified test points", body)
@@ -92,25 +98,25 @@ def network(params: Any, activations: Sequence[str]) -> str:
     shapes = [entry["W"].shape for entry in params if "W" in entry]
     widths = [shapes[0][1], *(dim_out for dim_out, _ in shapes)]
     gap, height, most = 150, 380, 25
-    columns, body = [], []
-    for index, width in enumerate(widths):
-        shown = min(width, most)
-        x, step = 60 + index * gap, min(26, (height - 60) / shown)
+    columns, lines, units = [], [], []
+    for index, (width, name) in enumerate(zip(widths, ["input", *activations], strict=True)):
+        shown, x = min(width, most), 60 + index * gap
+        step = min(26, (height - 60) / shown)
         columns.append([(x, height / 2 + (i - (shown - 1) / 2) * step) for i in range(shown)])
+        color = SKY if index == 0 else VERMILLION if index == len(widths) - 1 else BLUE
+        unit = f"{width} units" if width <= most else f"{width} units, {most} drawn"
+        units += [
+            _dots(columns[-1], color, min(10, (height - 60) / shown * 0.8)),
+            text(x, height, unit),
+            text(x, height + 18, name, color=color),
+        ]
     for start, end in pairwise(columns):
         path = "".join(f"M{a} {b:.1f}L{c} {d:.1f}" for a, b in start for c, d in end)
-        body.append(f'<path d="{path}" stroke="{INK}" stroke-opacity=".18" stroke-width=".5"/>')
-    names = ["input", *activations]
-    for index, (units, width, name) in enumerate(zip(columns, widths, names, strict=True)):
-        color = SKY if index == 0 else VERMILLION if index == len(widths) - 1 else BLUE
-        x = units[0][0]
-        body.append(_dots(units, color, min(10, (height - 60) / len(units) * 0.8)))
-        unit = f"{width} units" if width <= most else f"{width} units, {most} drawn"
-        body += [text(x, height, unit), text(x, height + 18, name, color=color)]
+        lines.append(_element("path", d=path, stroke=INK, stroke_opacity=0.18, stroke_width=0.5))
     for index, (dim_out, dim_in) in enumerate(shapes):
-        body.append(text(60 + (index + 0.5) * gap, 24, f"W {dim_out} by {dim_in}, b {dim_out}"))
+        units.append(text(60 + (index + 0.5) * gap, 24, f"W {dim_out} by {dim_in}, b {dim_out}"))
     title = f"The network {'-'.join(map(str, widths))}"
-    return figure(120 + gap * len(shapes), height + 34, title, body)
+    return figure(120 + gap * len(shapes), height + 34, title, [*lines, *units])
 
 
 def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -> str:
@@ -125,7 +131,7 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
         low, high = _y_range(fractions, curves)
         epochs = max(4, *(len(curve.values) for curve in curves))
         place, frame = _axes(
-            70 + 420 * index, 40, 330, 270, (0, epochs), (low, high), "epoch", y_label, "",
+            70 + 420 * index, 330, 270, (0, epochs), (low, high), "epoch", y_label,
             log=not fractions,
         )  # fmt: skip
         body += frame
@@ -135,7 +141,8 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
 
         for color, curve in zip(cycle(SERIES_COLORS), curves):
             for lows, highs in _runs(bounded, curve.low, curve.high):
-                body.append(_band([*lows, *reversed(highs)], color))
+                band = _pairs([*lows, *reversed(highs)])
+                body.append(_element("polygon", points=band, fill=color, fill_opacity=0.2))
             for (line,) in _runs(bounded, curve.values):
                 body.append(_line(line, color, curve.dashed) if line[1:] else _dots(line, color, 5))
     _, curves = panels[0]
@@ -149,13 +156,10 @@ def learning_curves(panels: Sequence[tuple[str, Sequence[Curve]]], title: str) -
 def _y_range(fractions, curves):
     """The range of a panel's axis: of the values, in percent for fractions."""
     least, most = (0, 1) if fractions else (SMALLEST, LARGEST)
-    values = [
-        min(max(least, value), most)
-        for curve in curves
-        for value in (*curve.values, *curve.low, *curve.high)
-        if math.isfinite(value) and (fractions or value > 0)
-    ] or [1]
-    return (100 * min(values) - 1, 100) if fractions else (min(values) / 1.1, max(values) * 1.1)
+    all_values = (value for _, *columns, _ in curves for column in columns for value in column)
+    shown = [v for v in all_values if math.isfinite(v) and (fractions or v > 0)]
+    shown = [min(max(least, value), most) for value in shown] or [1]
+    return (100 * min(shown) - 1, 100) if fractions else (min(shown) / 1.1, max(shown) * 1.1)
 
 
 def _runs(place, *columns):
@@ -167,15 +171,7 @@ def _runs(place, *columns):
             yield [*zip(*places, strict=True)]
 
 
-def _places_by_label(place, points, labels):
-    """For each label, 0 and 1, the places of its points."""
-    pairs = [(place(*point), label) for point, label in zip(points, labels, strict=True)]
-    return [[at for at, label in pairs if label == wanted] for wanted in (0, 1)]
-
-
-def _axes(
-    left, top, width, height, x_range, y_range, x_label, y_label, title, log=False
-) -> tuple[Callable[[float, float], Point], list[str]]:
+def _axes(left, width, height, x_range, y_range, x_label, y_label, title="", log=False):
     """place(x, y), which gives a point's pixels, and the frame: grid, ticks, labels, border."""
     bend = math.log if log else float
 
@@ -183,28 +179,24 @@ def _axes(
         return (bend(value) - bend(low)) / (bend(high) - bend(low))
 
     def place(x, y):
-        return (
-            round(left + width * fraction(x, *x_range), 2),
-            round(top + height * (1 - fraction(y, *y_range, bend)), 2),
-        )
+        across, up = fraction(x, *x_range), fraction(y, *y_range, bend)
+        return round(left + width * across, 2), round(TOP + height * (1 - up), 2)
 
-    bottom = top + height
-    frame = []
+    bottom, frame = TOP + height, []
     for tick in _ticks(*x_range):
         x, _ = place(tick, y_range[0])
-        frame.append(f'<path d="M{x} {top}V{bottom}" stroke="{FAINT}"/>')
+        frame.append(_element("path", d=f"M{x} {TOP}V{bottom}", stroke=FAINT))
         frame.append(text(x, bottom + 18, f"{tick:g}", size=12))
     for tick in _log_ticks(*y_range) if log else _ticks(*y_range):
         _, y = place(x_range[0], tick)
-        frame.append(f'<path d="M{left} {y}H{left + width}" stroke="{FAINT}"/>')
+        frame.append(_element("path", d=f"M{left} {y}H{left + width}", stroke=FAINT))
         frame.append(text(left - 7, y + 4, f"{tick:g}", size=12, anchor="end"))
-    middle = top + height / 2
+    middle = TOP + height / 2
     frame += [
         text(left + width / 2, bottom + 38, x_label),
         f'<g transform="rotate(-90 {left - 46} {middle})">{text(left - 46, middle, y_label)}</g>',
-        text(left + width / 2, top - 14, title, size=15),
-        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" stroke="{INK}" '
-        'fill="none"/>',
+        text(left + width / 2, TOP - 14, title, size=15),
+        _element("rect", x=left, y=TOP, width=width, height=height, stroke=INK),
     ]
     return place, frame
 
@@ -249,6 +241,12 @@ def text(x, y, content, size=13, anchor="middle", color=INK):
     )
 
 
+def _element(name, **attributes):
+    """An SVG element without content; SVG writes "-" for the "_" in the attributes' names."""
+    pairs = (f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
+    return f"<{name} {' '.join(pairs)}/>"
+
+
 def _legend(x, y, entries):
     """Pairs (mark drawn around the origin, label), one below the other."""
     return "".join(
@@ -260,38 +258,28 @@ def _legend(x, y, entries):
 
 def _dots(places, color, diameter):
     path = "".join(f"M{x:g} {y:g}h0" for x, y in places)
-    return f'<path d="{path}" stroke="{color}" stroke-width="{diameter:g}" stroke-linecap="round"/>'
+    width = f"{diameter:g}"
+    return _element("path", d=path, stroke=color, stroke_width=width, stroke_linecap="round")
 
 
 def _line(places, color, dashed=False):
-    path = " ".join(f"{x:g},{y:g}" for x, y in places)
-    dash = ' stroke-dasharray="6 4"' if dashed else ""
-    return f'<polyline points="{path}" stroke="{color}" stroke-width="1.8"{dash}/>'
+    dash = {"stroke_dasharray": "6 4"} if dashed else {}
+    return _element("polyline", points=_pairs(places), stroke=color, stroke_width=1.8, **dash)
 
 
-def _band(places, color):
-    path = " ".join(f"{x:g},{y:g}" for x, y in places)
-    return f'<polygon points="{path}" fill="{color}" fill-opacity=".2"/>'
+def _pairs(places):
+    return " ".join(f"{x:g},{y:g}" for x, y in places)
 
 
 def _circle(place, center, radius):
     (x, y), (edge, _) = place(*center), place(center[0] + radius, center[1])
-    return f'<circle cx="{x}" cy="{y}" r="{edge - x:.2f}" stroke="{INK}" stroke-width="1.8"/>'
+    return _element("circle", cx=x, cy=y, r=f"{edge - x:.2f}", stroke=INK, stroke_width=1.8)
 
 
-def _ring(at, color):
-    x, y = at
-    return f'<circle cx="{x}" cy="{y}" r="4.5" stroke="{color}" stroke-width="2.2"/>'
-
-
-def _cross(at, color):
-    x, y = at
-    path = f"M{x - 4.5:g} {y - 4.5:g}l9 9m0 -9l-9 9"
-    return f'<path d="{path}" stroke="{color}" stroke-width="2.2"/>'
-
-
-def _square(color, opacity):
+def _mistake(at, label):
+    """A ring at an outer point, which the network puts inside, or a cross at an inner one."""
+    (x, y), pen = at, {"stroke": VERMILLION, "stroke_width": 2.2}
+    cross = f"M{x - 4.5:g} {y - 4.5:g}l9 9m0 -9l-9 9"
     return (
-        f'<rect x="-8" y="-7" width="16" height="14" fill="{color}" fill-opacity="{opacity}" '
-        f'stroke="{INK}" stroke-width=".5"/>'
+        _element("path", d=cross, **pen) if label else _element("circle", cx=x, cy=y, r=4.5, **pen)
     )

@@ -1,6 +1,5 @@
 """Measure candidates that take turns, and print a table of them."""
 
-import functools
 import importlib.util
 import os
 import platform
@@ -8,16 +7,21 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib import metadata
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-import fnn
 
-LAYERS = (
-    "Softmax() LogSoftmax() LayerNorm(1024) RMSNorm(1024) ReLU() LeakyReLU() ELU() GELU() SiLU() "
-    "Softplus() Tanh() Sigmoid() MaxPool2d(2) AvgPool2d(2)"
-)
+class Table(NamedTuple):
+    """What is compared. A candidate is a call that returns what is to be waited for."""
+
+    title: str
+    unit: str  # of the work whose time is told
+    candidates: dict[str, Callable]
+    units: float | dict[str, float] = 1  # that a call does, or that each candidate's does
+    one_in: int = 1  # of the rounds that the user asks for is measured
+    warm_up: float = 0.02  # seconds
+    flops: float | None = None  # of a unit
 
 
 def on_cpu() -> bool:
@@ -59,48 +63,21 @@ def take_turns(candidates: dict[str, Callable], rounds: int, warm_up: float) -> 
     return seconds
 
 
-def compare(title, unit, candidates, rounds, units=1, warm_up=0.02):
-    """Measure the candidates; print their medians and the ratios of these to the first one's.
+def measure(table: Table, rounds: int) -> dict[str, list[float]]:
+    """Print each candidate's median time for a unit, and its ratio to the first one's.
 
-    A call does `units` of what is compared, or units[name]. Returns, by the title, for each
-    candidate the seconds that one unit took in each round.
+    Returns the seconds that one unit took in each round, by candidate.
     """
-    print(f"\n{title}")
-    units = units if isinstance(units, dict) else dict.fromkeys(candidates, units)
-    turns = take_turns(candidates, max(1, rounds), warm_up)
-    table = {name: [value / units[name] for value in values] for name, values in turns.items()}
-    medians = {name: statistics.median(values) for name, values in table.items()}
+    print(f"\n{table.title}")
+    turns = take_turns(table.candidates, max(1, rounds // table.one_in), table.warm_up)
+    units = table.units if isinstance(table.units, dict) else dict.fromkeys(turns, table.units)
+    seconds = {name: [value / units[name] for value in values] for name, values in turns.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     first = next(iter(medians.values()))
     scale, symbol = (1e6, "us") if first < 1e-3 else (1e3, "ms")
     for name, median in medians.items():
         ratio = f"x {median / first:.2f}"
-        print(f"  {name:<30} {scale * median:10.2f} {symbol} {unit}  {ratio}", flush=True)
-    return {title: table}
-
-
-def layers(rounds):
-    """Layers over a large array: the time for as many bytes as a copy (y = -x) reads and writes."""
-    array = jax.random.normal(jax.random.key(0), (2**11 if on_cpu() else 2**18, 1024))
-    candidates, units = {"copy": functools.partial(jax.jit(jnp.negative), array)}, {"copy": 1}
-    for name in LAYERS.split():
-        layer = eval(name, vars(fnn))
-        x = array.reshape(-1, 32, 32, 32) if "Pool" in name else array
-
-        @jax.jit
-        def forward(params, x, layer=layer):
-            return layer.forward(params, x)[0]
-
-        @jax.jit
-        def both(params, x, dy, layer=layer):
-            y, residuals = layer.forward(params, x)
-            return y, layer.backward(params, residuals, dy)
-
-        params = layer.init(jax.random.key(0))
-        dy = jnp.ones_like(forward(params, x)) if "Pool" in name else x
-        calls = functools.partial(forward, params, x), functools.partial(both, params, x, dy)
-        for call, title in zip(calls, ("forward", "both passes"), strict=True):
-            arrays = jax.tree.leaves((call.args, jax.eval_shape(call)))
-            candidates[f"{name}, {title}"] = call
-            units[f"{name}, {title}"] = sum(a.size for a in arrays) / (2 * array.size)
-    title = f"Layers over {array.nbytes / 2**20:.0f} MiB"
-    return compare(title, "a copy's bytes", candidates, rounds // 3, units)
+        print(f"  {name:<30} {scale * median:10.2f} {symbol} {table.unit}  {ratio}", flush=True)
+    for name, median in medians.items() if table.flops else ():
+        print(f"  {name:<30} {table.flops / median / 1e9:12.1f} GFLOP/s")
+    return seconds

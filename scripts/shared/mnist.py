@@ -29,18 +29,13 @@ def read(folder: pathlib.Path):
     """
     (train_path, _), (train_images, train_labels) = _read_set(folder, "train", fnn.idx_shape)
     (images_path, labels_path), test_set = _read_set(folder, "t10k", fnn.load_idx)
-    size, num_classes = train_images.shape[1:], int(train_labels.max()) + 1
-    if test_set[0].shape[1:] != size:
-        raise UserError(
-            f"{images_path}: expected images of shape {size}, as the training images, "
-            f"got {test_set[0].shape[1:]}"
-        )
-    if test_set[1].max() >= num_classes:
-        raise UserError(
-            f"{labels_path}: expected labels up to {num_classes - 1}, the largest training "
-            f"label, got {test_set[1].max()}"
-        )
-    return (train_path, train_labels), test_set, num_classes
+    (_, *size), (_, *test_size) = train_images.shape, test_set[0].shape
+    expected = f"images of shape {tuple(size)}, as the training images"
+    _check(test_size == size, images_path, expected, tuple(test_size))
+    largest, test_largest = int(train_labels.max()), int(test_set[1].max())
+    expected = f"labels up to {largest}, the largest training label"
+    _check(test_largest <= largest, labels_path, expected, test_largest)
+    return (train_path, train_labels), test_set, largest + 1
 
 
 def read_examples(path: pathlib.Path, numbers: jax.Array, labels: jax.Array):
@@ -67,13 +62,10 @@ def _read_set(folder, prefix, load_images):
     labels_path = _find(folder, f"{prefix}-labels-idx1-ubyte")
     images = _read_bytes(images_path, AXES, load_images)
     labels = _read_bytes(labels_path, ("labels",), fnn.load_idx).astype(jnp.int32)
-    if len(labels) != len(images):
-        raise UserError(
-            f"{labels_path}: expected {len(images)} labels, one for each image of "
-            f"{images_path.name}, got {len(labels)}"
-        )
-    if prefix == "train" and labels.max() == labels.min():
-        raise UserError(f"{labels_path}: expected at least two classes, got {labels[0]} alone")
+    expected = f"{len(images)} labels, one for each image of {images_path.name}"
+    _check(len(labels) == len(images), labels_path, expected, len(labels))
+    is_right = prefix == "t10k" or labels.max() > labels.min()
+    _check(is_right, labels_path, "at least two classes", f"{labels[0]} alone")
     return (images_path, labels_path), (images, labels)
 
 
@@ -95,14 +87,16 @@ def _read_bytes(path, axes, load):
         raise UserError(f"{path}: there is not enough memory to read it") from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    if array.dtype != jnp.uint8 or array.ndim != len(axes):
-        raise UserError(
-            f"{path}: expected bytes of shape ({', '.join(axes)}), got {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    if array.size == 0:
-        raise UserError(f"{path}: expected at least one element, got shape {array.shape}")
+    is_right = array.dtype == jnp.uint8 and array.ndim == len(axes)
+    got = f"{array.dtype} of shape {array.shape}"
+    _check(is_right, path, f"bytes of shape ({', '.join(axes)})", got)
+    _check(array.size, path, "at least one element", f"shape {array.shape}")
     return array
+
+
+def _check(is_right, path, expected, got):
+    if not is_right:
+        raise UserError(f"{path}: expected {expected}, got {got}")
 
 
 @functools.partial(jax.jit, static_argnames="multiple")

@@ -2,25 +2,27 @@
 
 import argparse
 import functools
+import math
 import os
 import pathlib
 import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from shared import devices, distributed
-from shared.command_line import Parser, UserError, positive_int, tell, write_rows
+from shared import command_line, distributed
+from shared.command_line import Parser, UserError, format_metrics, positive_int, tell
 
 import fnn
+from fnn.files import write_rows
 
 CHECKPOINT = "checkpoint.npz"
 FILES = ["metrics.csv", "params.npz", CHECKPOINT]
 # These options may change from a run to the one that resumes it. Those on processes are among them,
-# so that a run can go on with another number of devices.
+# so that a run can go on with another number of distributed.
 NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
@@ -36,15 +38,21 @@ JAX_SETTINGS = {
 }
 
 
+class Trained(NamedTuple):
+    """What run_epochs returns."""
+
+    params: Any  # on the host
+    table: list[list[float]]  # a row of metrics for each epoch
+    status: int  # the exit status; 0 if the training is complete
+    num_steps: int  # of a complete training
+
+
 def add_options(parser: Parser, checkpoint_every: int) -> None:
     option = parser.add_argument
-    option(
-        "--checkpoint-every",
-        type=positive_int,
-        default=checkpoint_every,
-        metavar="N",
-        help="epochs from one checkpoint to the next",
-    )
+    number = {"type": positive_int, "metavar": "N"}
+    seconds = {"type": positive_int, "metavar": "SECONDS"}
+    every = "epochs from one checkpoint to the next"
+    option("--checkpoint-every", **number, default=checkpoint_every, help=every)
     option("--resume", action="store_true", help="go on from the checkpoint in --output, if any")
     option("--data-parallel", action="store_true", help="train on all devices, of all processes")
     option(
@@ -53,19 +61,14 @@ def add_options(parser: Parser, checkpoint_every: int) -> None:
         help="where process 0 listens, if not told by JAX_COORDINATOR_ADDRESS, Slurm or Open MPI; "
         "with it, --data-parallel goes without saying",
     )
-    option("--num-processes", type=positive_int, metavar="N", help="how many processes there are")
+    option("--num-processes", **number, help="how many processes there are")
     option("--process-id", type=int, metavar="I", help="which one this is, from 0 to N - 1")
-    for name, default, help in (
-        ("start", 60, "how long the processes wait for each other at the start"),
-        ("epoch", 600, "how long one waits for the others to finish an epoch and its compilation"),
-    ):
-        timeout = {"type": positive_int, "default": default, "metavar": "SECONDS"}
-        option(f"--{name}-timeout", **timeout, help=help)
-    option(
-        "--fast",
-        action="store_true",
-        help="let a GPU use its fastest kernels: the same seed may then give other bits there",
-    )
+    start = "how long the processes wait for each other at the start"
+    option("--start-timeout", **seconds, default=60, help=start)
+    epoch = "how long one waits for the others to finish an epoch and its compilation"
+    option("--epoch-timeout", **seconds, default=600, help=epoch)
+    fast = "let a GPU use its fastest kernels: the same seed may then give other bits there"
+    option("--fast", action="store_true", help=fast)
     option("--quiet", action="store_true", help="print the summary line alone")
 
 
@@ -89,14 +92,16 @@ def check_options(parser: Parser, options: argparse.Namespace, figures: Sequence
         parser.check_output(options.output, [*FILES, *figures])
 
 
-def run(
-    train: Callable[[argparse.Namespace, Callable[[], int | None]], int],
-    options: argparse.Namespace,
-) -> int:
-    """The exit status of train(options, interruption), in each of the processes that there are.
+def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
+    """Train in each of the processes that there are, and report in the first one.
 
-    See fnn.interruptions for `interruption`.
+    train(options, run_epochs) -> (trained, more): it calls the function below, whose first two
+        arguments are given, and returns what that returns, and anything that report needs.
+    report(options, trained, more) -> (text, predicted, labels): it writes the results. The text is
+        the beginning of the summary line, the others are classes of the test examples. If the
+        training is not complete, it returns None.
     """
+    started = time.monotonic()
 
     def heard(number):
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -104,18 +109,27 @@ def run(
         tell("finishing this epoch and its results; a Ctrl-C from now on stops at once", start)
 
     def work(options):
+        count = distributed.count_devices(options)
+        for name in ("batch_size", "train_size"):
+            if (value := vars(options).get(name, 0)) % count:
+                flag, expected = name.replace("_", "-"), f"a multiple of the {count} devices"
+                raise UserError(f"argument --{flag}: expected {expected}, got {value}")
         with fnn.interruptions(heard) as interruption:
-            return train(options, interruption)
+            loop = functools.partial(run_epochs, options, interruption)
+            trained, results = train(options, loop)
+            summary = report(options, trained, results) if jax.process_index() == 0 else None
+        if summary:
+            text, predicted, labels = summary
+            seconds = f"{time.monotonic() - started:.1f} seconds"
+            steps = f"{options.epochs} epochs, {trained.num_steps} steps"
+            print(f"{text}, {steps}, {seconds}{collapse(predicted, labels)}")
+        return trained.status
 
-    flags = os.environ.get("XLA_FLAGS", "")
-    if not options.fast and "xla_gpu_deterministic_ops" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if not options.fast:
+        command_line.make_gpu_deterministic()
+    may_differ = {*NO_SETTINGS} - {"checkpoint_every", "num_processes"}
     same = {
-        "options": [
-            option
-            for option in vars(options).items()
-            if option[0] not in NO_SETTINGS or option[0] in ("checkpoint_every", "num_processes")
-        ],
+        "options": [item for item in vars(options).items() if item[0] not in may_differ],
         "settings of JAX": [getattr(jax.config, name) for name in JAX_SETTINGS],
         "versions of JAX": jax.__version__,
         "versions of fnn": [
@@ -138,73 +152,71 @@ def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return ours | more | changed
 
 
-def remove_older_checkpoint(options: argparse.Namespace) -> None:
-    """Remove it unless this run resumes it. Else --resume could find it if this run is killed."""
-    if not options.resume and jax.process_index() == 0:
-        (options.output / CHECKPOINT).resolve().unlink(missing_ok=True)
-
-
 def run_epochs(
-    options: argparse.Namespace,
-    run_epoch: Callable[[Any, int], tuple[Any, Any, Any]],
-    state: fnn.TrainState,
-    columns: Sequence[str],
-    *,
-    mesh: jax.sharding.Mesh | None,
-    data_checksum: Any,
-    interruption: Callable[[], int | None],
-    diagnose: Callable[[Any, int], tuple[str, str] | None],
-    description: str,
-    format_row: Callable[..., list[str]],
-    format_progress: Callable[[list[float], str], str],
-    remedy: str,
-) -> tuple[Any, list[list[float]], int]:
+    options, interruption, run_epoch, parts, state, data, key,
+    *, data_checksum, description, columns, progress, remedy,
+) -> Trained:  # fmt: skip
     """Run fnn.run_epochs, resume if asked to, write metrics.csv, show progress, tell an early end.
 
-    Returns the parameters on the host, a row of metrics for each epoch, and the exit status.
-
     Args:
+        run_epoch: (data, state, key) -> (state, losses, metrics), which is compiled here.
+        parts: the model, the loss and the optimizer.
+        data: on its devices. The first entry is the training set, which begins with x and target.
+        data_checksum: the same in every process, and in the run that this one resumes.
         description: the text that says what is about to run.
-        format_row: makes the texts in metrics.csv of the metrics.
-        format_progress: makes the text shown after an epoch of the metrics and the time left.
+        columns: the names of the metrics.
+        progress: the format of the text after an epoch, made of the metrics and the time left.
         remedy: what the user can do if numbers are not finite.
 
     Raises:
         UserError: the checkpoint is corrupt or is another run's, or a process has other data.
     """
     timeout, path = options.epoch_timeout, options.output / CHECKPOINT
+    is_first, history = jax.process_index() == 0, []
     distributed.agree(timeout, {"data": data_checksum})
-    run_settings = settings(options, data_checksum=data_checksum)
-    history = []
+    kept = {"settings": settings(options, data_checksum=data_checksum)}
     with distributed.together(timeout):
-        if options.resume and jax.process_index() == 0:
+        if options.resume and is_first:
             try:
-                state, history = fnn.load_checkpoint(
-                    path, state, options.epochs, columns, settings=run_settings
-                )
+                state, history = fnn.load_checkpoint(path, state, options.epochs, columns, **kept)
             except ValueError as error:
                 raise UserError(f"{error}; without --resume the run begins anew") from error
+        elif is_first:  # else --resume could go on from an older run, if this one is killed
+            path.resolve().unlink(missing_ok=True)
     state, history = distributed.from_first(timeout, state, history)
-    state, num_before = devices.place(mesh, state), len(history)
+    state, key, num_before = *distributed.place(options, (state, key)), len(history)
+    num_steps = options.epochs * math.ceil(len(data[0][0]) / options.batch_size)
     if not options.quiet:
-        print(description, flush=True)
+        print(description)
+        work = f"{options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps"
+        print(f"run       {work}; seed {options.seed}")
+        print(f"device    {distributed.describe_devices()}")
+        print(f"output    {options.output}", flush=True)
         if options.resume:
             where = f"after epoch {num_before}" if history else "nothing: there is no checkpoint"
             print(f"resumed   {where}", flush=True)
 
-    def write_metrics():
-        if jax.process_index() == 0:
-            rows = ([number, *format_row(*row.values())] for number, row in enumerate(history, 1))
-            write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
+    @jax.jit
+    def run_numbered_epoch(data, key, state, number):
+        return run_epoch(data, state, jax.random.fold_in(key, number))
 
     def run_epoch_in_time(state, number):
         with distributed.epoch_deadline(timeout):
-            return jax.block_until_ready(run_epoch(state, number))
+            return jax.block_until_ready(run_numbered_epoch(data, key, state, number))
+
+    def diagnose(state, number):
+        batches = *data[0][:2], jax.random.fold_in(key, number)
+        return fnn.find_nonfinite_in_epoch(*parts, options.batch_size, state, *batches)
+
+    def write_metrics():
+        if is_first:
+            rows = [[n, *format_metrics(columns, row.values())] for n, row in enumerate(history, 1)]
+            write_rows(options.output / "metrics.csv", [["epoch", *columns], *rows])
 
     problem, status, started = None, 0, time.monotonic()
     write_metrics()
     try:
-        with fnn.progress(options.epochs, options.quiet) as report:
+        with fnn.progress(options.epochs, options.quiet) as show:
             for epoch in fnn.run_epochs(
                 run_epoch_in_time,
                 state,
@@ -213,7 +225,7 @@ def run_epochs(
                 history=history,
                 checkpoint=path,
                 checkpoint_every=options.checkpoint_every,
-                settings=run_settings,
+                **kept,
                 interruption=lambda: distributed.largest(timeout, interruption()),
                 diagnose=diagnose if jax.process_count() == 1 else None,
             ):
@@ -221,17 +233,19 @@ def run_epochs(
                 if number % options.checkpoint_every == 0:
                     write_metrics()
                 rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
-                text = format_progress([*history[-1].values()], rest)
-                report(number, f"epoch {number}/{options.epochs}  {text}")
+                text = progress.format(*history[-1].values(), rest=rest)
+                show(number, f"epoch {number}/{options.epochs}  {text}")
     except fnn.NotFiniteError as error:
         history, problem, status = error.history, f"{error}: {remedy}", 1
     except fnn.Interrupted as error:
         problem, status = f"{error}: the same command with --resume goes on", 128 + error.number
     write_metrics()
     if problem:
-        is_first = jax.process_index() == 0
         tell(problem + (f"; {options.output} has the results so far" if is_first else ""))
-    return jax.device_get(state.params), [[*row.values()] for row in history], status
+    params = jax.device_get(state.params)
+    if is_first:
+        fnn.save(options.output / "params.npz", params)
+    return Trained(params, [[*row.values()] for row in history], status, num_steps)
 
 
 def checksum(tree: Any) -> int:
