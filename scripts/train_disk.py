@@ -113,7 +113,7 @@ def train(options, interruption):
         description=describe(options, state.params, num_steps),
         format_row=disk.format_metrics,
         format_progress=lambda metrics, rest: (
-            "train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}".format(*metrics)
+            "train loss {:.5f} acc {:7.2%}  test loss {:.5f} acc {:7.2%}".format(*metrics)
         ),
         remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
     )

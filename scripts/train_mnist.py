@@ -149,7 +149,7 @@ def train(options, interruption):
         description=describe(options, model, image_shape, sizes, num_classes, num_steps),
         format_row=lambda *metrics: [f"{value:.6g}" for value in metrics],
         format_progress=lambda metrics, rest: (
-            "train loss {:.4f}  val loss {:.4f} acc {:.2%}  ".format(*metrics) + rest
+            "train loss {:.4f}  val loss {:.4f} acc {:7.2%}  ".format(*metrics) + rest
         ),
         remedy="lower --learning-rate",
     )

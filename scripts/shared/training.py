@@ -222,7 +222,8 @@ def run_epochs(
                     write_metrics()
                 rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
                 text = format_progress([*history[-1].values()], rest)
-                report(number, f"epoch {number}/{options.epochs}  {text}")
+                width = len(str(options.epochs))
+                report(number, f"epoch {number:{width}}/{options.epochs}  {text}")
     except fnn.NotFiniteError as error:
         history, problem, status = error.history, f"{error}: {remedy}", 1
     except fnn.Interrupted as error:
