@@ -39,7 +39,7 @@ class TracedLoss(NamedTuple):
     """What passed through the loss. d_prediction is the dy of the last layer."""
 
     prediction: jax.Array
-    target: Any
+    target: jax.Array
     value: jax.Array
     d_prediction: jax.Array
 
@@ -60,23 +60,23 @@ class Trace(tuple):
 
 
 def trace(
-    model: Layer, loss: Loss, params: Any, x: jax.Array, target: Any, key: Any = None
+    model: Layer, loss: Loss, params: Any, x: jax.Array, target: jax.Array, key: Any = None
 ) -> Trace:
     """One forward and one backward pass, and all arrays that passed through each of the layers.
 
     `*layers, last = fnn.trace(...)` gives a TracedLayer for each layer, in the order of forward,
-    and a TracedLoss. print() shows a table: for each array its name, shape and norm (the root of
-    the sum of squares), and its numbers if they are few. Read it downwards for the forward pass and
-    upwards for the backward pass: in a Sequential, the y of a layer is the x of the next one, and
-    the dx of a layer is the dy of the one before.
+    and a TracedLoss. The arguments are those of loss_and_grads(model, loss), and the arrays are to
+    the bit those that it computes when it is not compiled.
 
-    The arguments are those of loss_and_grads(model, loss), and the numbers are to the bit those
-    with which it works when it is not compiled. Places and names are those of observe. Combinators
-    and transforms are entries too, below the layers in them, except for Sequential.
+    The result prints as a table. For each array it shows the name, the shape, the norm (the root of
+    the sum of squares; for integers the dtype) and, if they are few, the numbers. "= x" stands for
+    residuals that are x itself. Read the table downwards for forward and upwards for backward. In a
+    Sequential, a layer's y is the next layer's x, and a layer's dx is the dy of the layer before.
 
-    A layer has no entry where it computes inside of a scan, a vmap or a jit, as in repeat,
-    per_example and remat: there it has no numbers to show, and the transform has the only entry.
-    But under `with jax.disable_jit():` the layers in a remat and each copy in a repeat have one.
+    Places and names are those of observe. Combinators and transforms, except for Sequential, have
+    an entry after those of the layers inside. The layers in a repeat, a per_example or a remat have
+    none, because they run inside a scan, vmap or jit, where arrays have no values. But under
+    `with jax.disable_jit():` the layers in a remat have one, and each copy in a repeat has one.
 
     Raises:
         ValueError: it is called under jit, vmap or another transformation of JAX; what
@@ -114,7 +114,7 @@ def trace(
         return last[-1]
 
     traced_model = map_layers(traced, model)
-    x, target = jax.tree.map(lambda leaf: as_array("trace", "x and target", leaf), (x, target))
+    x, target = as_array("trace", "x", x), as_array("trace", "target", target)
     loss_and_grads(traced_model, Loss(loss_forward, loss_backward))(params, x, target, key)
     check_has_values("trace", last)
     # backward comes to the copies in a repeat in reverse.
@@ -149,8 +149,8 @@ def _table(entries):
 
     table = lines(*head)
     for title, rows in blocks:
-        table += [title[:WIDTH], *(text for row in rows for text in lines(*row))]
-    return "\n".join(text.rstrip() for text in table)
+        table += [title, *(text for row in rows for text in lines(*row))]
+    return "\n".join(text[:WIDTH].rstrip() for text in table)
 
 
 def _rows_of_layer(entry, entries):
@@ -191,4 +191,5 @@ def _numbers(array):
     if array.size == 0 or array.ndim > 2 or rows > MOST_ROWS or not is_number:
         return [""]
     lines = upcast(array).reshape(rows, -1).tolist()
-    return [" ".join(f"{number:>10.4g}" for number in line) for line in lines]
+    # -0 + 0 is 0, which is easier to read.
+    return [" ".join(f"{number + 0:>10.4g}" for number in line) for line in lines]
