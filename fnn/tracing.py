@@ -14,6 +14,7 @@ from fnn.losses import Loss, check_is_loss
 from fnn.training import loss_and_grads
 
 WIDTH = 80  # of the printed table
+NUMBER_WIDTH = 8  # "-0.02469"; more for "-2.469e-05"
 MOST_ROWS = 4  # of an array whose numbers are printed
 MOST_LETTERS = 28  # of the name of an array
 
@@ -135,7 +136,7 @@ def _table(entries):
         for entry in entries
     ]
     blocks = [(title, [_cells(*row) for row in rows]) for title, rows in blocks]
-    head = ("", "shape", "norm", [f"{'numbers':>10}"])
+    head = ("", "shape", "norm", ["numbers".rjust(NUMBER_WIDTH)])
     rows = [head, *(row for _, rows in blocks for row in rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     line = "  {{:<{}}}  {{:<{}}}  {{:>{}}}  ".format(*widths)
@@ -186,10 +187,15 @@ def _cells(name, array):
 
 def _numbers(array):
     """The rows of a matrix as lines, or the one line of a vector or number; [""] if too many."""
+    if array.ndim > 2:
+        array = array.squeeze()  # an image of one channel is a matrix
     rows = math.prod(array.shape[:-1])
     is_number = array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)
     if array.size == 0 or array.ndim > 2 or rows > MOST_ROWS or not is_number:
         return [""]
-    lines = upcast(array).reshape(rows, -1).tolist()
     # -0 + 0 is 0, which is easier to read.
-    return [" ".join(f"{number + 0:>10.4g}" for number in line) for line in lines]
+    table = [
+        [f"{number + 0:.4g}" for number in row] for row in upcast(array).reshape(rows, -1).tolist()
+    ]
+    width = max(NUMBER_WIDTH, *(len(number) for row in table for number in row))
+    return [" ".join(number.rjust(width) for number in row) for row in table]

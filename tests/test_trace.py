@@ -22,40 +22,40 @@ TINY_PARAMS = (
     {"W": jnp.array([[0.5, 1.0]]), "b": jnp.array([-0.5])},
 )
 TINY_TABLE = """\
-                shape    norm     numbers
+                shape    norm   numbers
 0 Linear(2, 2)
-  x             (2,)    2.236           1          2
-  params['W']   (2, 2)    1.5           1        0.5
-                                       -1          0
-  params['b']   (2,)      0.5           0        0.5
-  y             (2,)    2.062           2       -0.5
+  x             (2,)    2.236         1        2
+  params['W']   (2, 2)    1.5         1      0.5
+                                     -1        0
+  params['b']   (2,)      0.5         0      0.5
+  y             (2,)    2.062         2     -0.5
   residuals     = x
-  dy            (2,)      0.5        -0.5          0
-  grads['W']    (2, 2)  1.118        -0.5         -1
-                                        0          0
-  grads['b']    (2,)      0.5        -0.5          0
-  dx            (2,)    0.559        -0.5      -0.25
+  dy            (2,)      0.5      -0.5        0
+  grads['W']    (2, 2)  1.118      -0.5       -1
+                                      0        0
+  grads['b']    (2,)      0.5      -0.5        0
+  dx            (2,)    0.559      -0.5    -0.25
 1 ReLU()
-  x             (2,)    2.062           2       -0.5
-  y             (2,)        2           2          0
+  x             (2,)    2.062         2     -0.5
+  y             (2,)        2         2        0
   residuals     = y
-  dy            (2,)    1.118        -0.5         -1
-  dx            (2,)      0.5        -0.5          0
+  dy            (2,)    1.118      -0.5       -1
+  dx            (2,)      0.5      -0.5        0
 2 Linear(2, 1)
-  x             (2,)        2           2          0
-  params['W']   (1, 2)  1.118         0.5          1
-  params['b']   (1,)      0.5        -0.5
-  y             (1,)      0.5         0.5
+  x             (2,)        2         2        0
+  params['W']   (1, 2)  1.118       0.5        1
+  params['b']   (1,)      0.5      -0.5
+  y             (1,)      0.5       0.5
   residuals     = x
-  dy            (1,)        1          -1
-  grads['W']    (1, 2)      2          -2          0
-  grads['b']    (1,)        1          -1
-  dx            (2,)    1.118        -0.5         -1
+  dy            (1,)        1        -1
+  grads['W']    (1, 2)      2        -2        0
+  grads['b']    (1,)        1        -1
+  dx            (2,)    1.118      -0.5       -1
 loss
-  prediction    (1,)      0.5         0.5
-  target        (1,)        1           1
-  value         ()       0.25        0.25
-  d_prediction  (1,)        1          -1
+  prediction    (1,)      0.5       0.5
+  target        (1,)        1         1
+  value         ()       0.25      0.25
+  d_prediction  (1,)        1        -1
 """
 
 
@@ -232,6 +232,17 @@ def test_indices_labels_and_keys_are_shown():
     ).splitlines()
     assert sum(line.split()[1:3] == ["(2,)", "int32"] for line in table) == 3  # x, dx, target
     assert any(line.split()[-1] == "key<fry>" for line in table)
+
+
+def test_an_image_of_one_channel_is_shown_as_a_matrix():
+    """The gradient of each weight is the sum of dy times the pixels that it has met."""
+    model = fnn.Sequential(fnn.Conv2d(1, 1, 2, bias=False), fnn.Flatten())
+    image, dy = jnp.arange(9.0).reshape(1, 3, 3, 1), jnp.array([[0.0, 0.0, 0.0, 2.0]])
+    loss = fnn.Loss(lambda y, target: (jnp.sum(y * target), target), lambda target: target)
+    table = str(fnn.trace(model, loss, ({"W": jnp.ones((2, 2, 1, 1))}, ()), image, dy))
+    lines = [line.split() for line in table.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line[0] == "grads['W']")
+    assert [line[-2:] for line in lines[start : start + 2]] == [["8", "10"], ["14", "16"]]
 
 
 def test_a_table_fits_80_columns_whatever_it_shows():

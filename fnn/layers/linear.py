@@ -76,24 +76,24 @@ def Linear(
         >>> params = {"W": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([0.5, -0.5])}
         >>> x, target = jnp.array([1.0, 2.0]), jnp.array([5.0, 11.0])
         >>> fnn.trace(model, loss, params, x, target)
-                        shape     norm     numbers
+                        shape     norm   numbers
         Linear(2, 2)
-          x             (2,)     2.236           1          2
-          params['W']   (2, 2)   5.477           1          2
-                                                 3          4
-          params['b']   (2,)    0.7071         0.5       -0.5
-          y             (2,)     11.85         5.5       10.5
+          x             (2,)     2.236         1        2
+          params['W']   (2, 2)   5.477         1        2
+                                               3        4
+          params['b']   (2,)    0.7071       0.5     -0.5
+          y             (2,)     11.85       5.5     10.5
           residuals     = x
-          dy            (2,)     1.414           1         -1
-          grads['W']    (2, 2)   3.162           1          2
-                                                -1         -2
-          grads['b']    (2,)     1.414           1         -1
-          dx            (2,)     2.828          -2         -2
+          dy            (2,)     1.414         1       -1
+          grads['W']    (2, 2)   3.162         1        2
+                                              -1       -2
+          grads['b']    (2,)     1.414         1       -1
+          dx            (2,)     2.828        -2       -2
         loss
-          prediction    (2,)     11.85         5.5       10.5
-          target        (2,)     12.08           5         11
-          value         ()         0.5         0.5
-          d_prediction  (2,)     1.414           1         -1
+          prediction    (2,)     11.85       5.5     10.5
+          target        (2,)     12.08         5       11
+          value         ()         0.5       0.5
+          d_prediction  (2,)     1.414         1       -1
 
     The loss gives dy = 2 (prediction - target) = [1, -1]. Then dW[0, 1] = dy[0] x[1] = 1 * 2 = 2,
     and dx[0] = dy[0] W[0, 0] + dy[1] W[1, 0] = 1 * 1 - 1 * 3 = -2.
