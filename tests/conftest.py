@@ -25,8 +25,8 @@ os.environ["XLA_FLAGS"] = (
 if jax.__version_info__ < (0, 11):  # it compiles twice as fast so, and later ones have no such flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# A shell starts what it runs in the background with SIGINT ignored, and so would be the processes
-# that tests start and interrupt.
+# A shell ignores SIGINT for what it runs in the background. The processes that tests start would
+# inherit that, and those that a test interrupts would go on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
