@@ -37,6 +37,7 @@ from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_c
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
+from fnn.tracing import trace
 from fnn.training import (
     TrainState, accumulate_gradients, init_train_state, loss_and_grads, make_train_step,
     predict,
@@ -60,5 +61,5 @@ __all__ = [
     "per_example", "piecewise_constant", "predict", "progress", "read_note", "remat",
     "remove_unfinished", "repeat", "replace_file", "replicate", "run_epochs", "sample_disk",
     "save", "scale_gradient", "sgd", "shard_batch", "standard_normal", "summary", "time_left",
-    "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
+    "trace", "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
 ]

@@ -14,6 +14,8 @@ from fnn.layer import Layer, check_is_layer, fold_key, transformed, type_of
 def Sequential(*layers: Layer) -> Layer:
     """y = f_n(... f_2(f_1(x))): forward through the layers, backward through them in reverse.
 
+    A layer's y is the next layer's x. A layer's dx is the dy of the layer before.
+
     params, grads and residuals are tuples with one entry for each layer. Layer i draws from
     fold_in(key, i), so adding a layer leaves the others' random numbers alone. A Sequential may
     stand inside another. An empty one is the identity.

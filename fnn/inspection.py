@@ -168,9 +168,7 @@ def find_nonfinite(
             Layer, or `loss` not a Loss.
     """
     check_is_loss("find_nonfinite", loss)
-    arrays = jax.tree.leaves((params, x, target, key))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in arrays):
-        raise ValueError("find_nonfinite: expected arrays with values, got ones that are traced")
+    check_has_values("find_nonfinite", (params, x, target, key))
     found = []
 
     def callback(place, direction, statistics):
@@ -189,6 +187,12 @@ def find_nonfinite(
         report("loss", "backward", d_prediction)
         observed.backward(params, residuals, d_prediction)
     return found[0] if found else None
+
+
+def check_has_values(name: str, tree: Any) -> None:
+    """Raise ValueError if an array of the tree is traced, as under jit or vmap."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(f"{name}: expected arrays with values, got ones that are traced")
 
 
 def _report(callback, place, direction, tree):

@@ -35,6 +35,9 @@ class Loss(NamedTuple):
 def MSELoss(reduction: str = "mean") -> Loss:
     """value = s * sum((prediction - target)^2); d_prediction = 2 s (prediction - target).
 
+    s is 1 / number of elements for the reduction "mean", 1 for "sum", and 1 / len(prediction) for
+    "batchmean", where a prediction with fewer than two axes is one example.
+
     Shapes: prediction and target have the same, arbitrary shape; value ().
 
     Raises:
@@ -100,8 +103,10 @@ def BCEWithLogitsLoss(reduction: str = "mean") -> Loss:
 def CrossEntropyLoss(reduction: str = "mean") -> Loss:
     """value = -s * sum over examples and classes of t log p with p = softmax(prediction).
 
-    d_prediction = s (p sum(t) - t). The terms are the examples: a mean is over them, as in
-    torch.nn.CrossEntropyLoss.
+    d_prediction = s (p sum(t) - t). It comes from log p[k] = prediction[k] - log(sum of
+    exp(prediction)): the derivative of that by prediction[j] is -p[j], and 1 more where j is k.
+
+    The terms are the examples: "mean" is the mean over them, as in torch.nn.CrossEntropyLoss.
 
     Shapes: prediction (..., classes), the logits; target (...) of an integer dtype, each
     example's class, or (..., classes) of a floating one, the probabilities t; value ().

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fnn._checks import is_floating
+from fnn._checks import is_floating, note_on_error
 from fnn._numerics import cast_floating
-from fnn.layer import Layer
-from fnn.losses import Loss
+from fnn.layer import Layer, check_is_layer
+from fnn.losses import Loss, check_is_loss
 
 STEP = 1e-6  # the step of the differences; times sqrt(largest |x|) if that is above 1
 TOLERANCE = 1e-6  # relative to the largest derivative of the same leaf
@@ -43,8 +43,11 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
     Raises:
         AssertionError: a derivative is wrong (the message names its leaf, its place and the size
             of the disagreement); grads and dx differ from params and x in structure, shape or
-            dtype; y is not float64, so that something in forward is less exact.
+            dtype; y is not float64, so that something in forward is less exact; forward does not
+            return (y, residuals), or backward not (grads, dx).
+        ValueError: `layer` is not a Layer.
     """
+    check_is_layer("check_layer", layer)
     with jax.enable_x64(True):
         init_key, noise_key, dy_key, layer_key = jax.random.split(key, 4)
 
@@ -63,11 +66,20 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
             return inputs, jax.random.normal(dy_key, y.shape), jnp.any(y != y_with_key)
 
         def forward(run_key, inputs):
-            return layer.forward(inputs["grads"], inputs["dx"], run_key)
+            with note_on_error("in check_layer, which called forward(params, x, key)"):
+                result = layer.forward(inputs["grads"], inputs["dx"], run_key)
+            y, residuals = _check_pair(
+                "check_layer: expected forward to return (y, residuals)", result
+            )
+            if not hasattr(y, "dtype"):
+                raise AssertionError(f"check_layer: expected y to be an array, got {_types(y)}")
+            return y, residuals
 
         def backward(residuals, inputs, dy):
-            grads, dx = layer.backward(inputs["grads"], residuals, dy)
-            return {"grads": grads, "dx": dx}
+            with note_on_error("in check_layer, which called backward(params, residuals, dy)"):
+                result = layer.backward(inputs["grads"], residuals, dy)
+            expectation = "check_layer: expected backward to return (grads, dx)"
+            return dict(zip(("grads", "dx"), _check_pair(expectation, result), strict=True))
 
         inputs, dy, is_random = prepare(jnp.asarray(x))
         _compare("check_layer", functools.partial(forward, None), backward, inputs, dy)
@@ -79,12 +91,19 @@ def check_loss(loss: Loss, prediction: jax.Array, target: jax.Array) -> None:
     """Raise AssertionError where loss.backward disagrees with finite differences of forward.
 
     As check_layer, for the derivative by prediction.
+
+    Raises:
+        AssertionError: as check_layer; forward does not return (value, residuals).
+        ValueError: `loss` is not a Loss.
     """
+    check_is_loss("check_loss", loss)
     with jax.enable_x64(True):
         prediction, target = cast_floating((prediction, target), jnp.float64)
 
         def forward(inputs):
-            value, residuals = loss.forward(inputs["d_prediction"], target)
+            result = loss.forward(inputs["d_prediction"], target)
+            expectation = "check_loss: expected forward to return (value, residuals)"
+            value, residuals = _check_pair(expectation, result)
             _check_alike("check_loss: expected value", jnp.zeros(()), value)
             return value, residuals
 
@@ -179,8 +198,23 @@ def _divide(begin, end):
 
 
 def _check_alike(expectation, like, got):
-    like, got = (
-        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (like, got)
-    )
+    like, got = _types(like), _types(got)
     if got != like:
         raise AssertionError(f"{expectation} to be {like}, got {got}")
+
+
+def _check_pair(expectation, got):
+    """Return `got`, which must be a tuple of two."""
+    if not isinstance(got, tuple) or len(got) != 2:
+        raise AssertionError(f"{expectation}, got {_types(got)}")
+    return got
+
+
+def _types(tree):
+    """The tree with "float64[2, 3]" in place of an array, and with the type's name of others."""
+
+    def name(leaf):
+        is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        return f"{leaf.dtype}{list(leaf.shape)}" if is_array else type(leaf).__name__
+
+    return jax.tree.map(name, tree)

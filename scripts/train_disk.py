@@ -76,7 +76,7 @@ loss      MSE, reduction {options.reduction}
 SGD       learning rate {options.learning_rate:g} ({options.schedule}), \
 momentum {options.momentum:g}, weight decay {options.weight_decay:g}""",
         columns=disk.METRICS,
-        progress="train loss {:.5f} acc {:.2%}  test loss {:.5f} acc {:.2%}",
+        progress="train loss {:.5f} acc {:7.2%}  test loss {:.5f} acc {:7.2%}",
         remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
     )
     return trained, (model, data)

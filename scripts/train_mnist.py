@@ -105,7 +105,7 @@ images    {num_training} to train on, {num_validation} for validation, {num_test
 Adam      learning rate {options.learning_rate:g} (cosine), \
 weight decay {options.weight_decay:g}, dropout {options.dropout:g}""",
         columns=["train_loss", "validation_loss", "validation_accuracy"],
-        progress="train loss {:.4f}  val loss {:.4f} acc {:.2%}  {rest}",
+        progress="train loss {:.4f}  val loss {:.4f} acc {:7.2%}  {rest}",
         remedy="lower --learning-rate",
     )
     return trained, (model, test_set)

@@ -7,6 +7,7 @@ are kept for the session: scripts under test, some in processes of their own, ru
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -24,6 +25,11 @@ os.environ["XLA_FLAGS"] = (
 )
 if jax.__version_info__ < (0, 11):  # it compiles twice as fast so, and later ones have no such flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# A shell ignores SIGINT for what it runs in the background. The processes that tests start would
+# inherit that, and those that a test interrupts would go on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Processes that the tests start need a part of a GPU's memory too.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -1,5 +1,7 @@
 """check_layer and check_loss accept right backward passes and name what is wrong in others."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -192,6 +194,72 @@ def test_check_layer_leaves_x64_as_it_was(x64):
 def test_check_layer_passes_on_what_forward_raises():
     with pytest.raises(ValueError, match=r"Linear\(3, 3\): expected x of shape \(..., 3\)"):
         fnn.check_layer(linear, draw(1, (2, 4)), key)
+
+
+def forward_alone(params, x, key=None):
+    return linear.forward(params, x)[0]
+
+
+def dx_alone(params, x, dy):
+    return linear.backward(params, x, dy)[1]
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        (
+            {"forward": forward_alone},
+            r"expected forward to return \(y, residuals\), got float64\[2, 3\]",
+        ),
+        (
+            {"forward": lambda params, x, key: (x, x, x)},
+            r"expected forward to return \(y, residuals\), got \('float64\[2, 3\]', .*\)",
+        ),
+        ({"forward": lambda params, x, key: ([x], x)}, r"expected y to be an array, got \['float"),
+        ({"forward": lambda params, x, key: None}, "return .*, got None"),
+        (
+            {"backward": dx_alone},
+            r"expected backward to return \(grads, dx\), got float64\[2, 3\]",
+        ),
+        ({"backward": lambda params, x, dy: {"W": dy}}, r"\(grads, dx\), got \{'W': 'float64"),
+        ({"backward": lambda params, x, dy: (params, None)}, "expected dx to be .*, got None"),
+        ({"backward": lambda params, x, dy: (params, 0.0)}, r"expected dx to be .*, got float\b"),
+        ({"backward": lambda params, x, dy: (None, dy)}, "expected grads to be .*, got None"),
+    ],
+    ids=["y", "three", "list", "None", "dx", "grads", "no dx", "number", "no grads"],
+)
+def test_check_layer_says_what_a_function_has_to_return(functions, message):
+    """Also for a batch of two, which Python unpacks as if it were a pair."""
+    with pytest.raises(AssertionError, match=f"^check_layer: .*{message}"):
+        fnn.check_layer(linear._replace(**functions), draw(1, (2, 3)), key)
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ({"forward": lambda params, x: (x, x)}, r"called forward\(params, x, key\)"),
+        ({"backward": lambda x, dy: ((), dy)}, r"called backward\(params, residuals, dy\)"),
+    ],
+    ids=["forward", "backward"],
+)
+def test_check_layer_says_with_what_it_called(functions, message):
+    with pytest.raises(TypeError, match="positional argument") as error:
+        fnn.check_layer(linear._replace(**functions), draw(1, (2, 3)), key)
+    assert any(re.search(message, note) for note in error.value.__notes__)
+
+
+def test_the_checks_refuse_what_is_no_layer_or_loss():
+    with pytest.raises(ValueError, match="check_layer: expected a Layer at position 0"):
+        fnn.check_layer(tuple(linear), draw(1, (2, 3)), key)
+    with pytest.raises(ValueError, match="check_loss: expected a Loss"):
+        fnn.check_loss(linear, draw(1, (4, 2)), draw(2, (4, 2)))
+
+
+@pytest.mark.parametrize("forward", [lambda p, t: jnp.sum(p - t), lambda p, t: p - t])
+def test_check_loss_says_what_forward_has_to_return(forward):
+    expected = r"check_loss: expected forward to return \(value, residuals\), got float64\["
+    with pytest.raises(AssertionError, match=expected):
+        fnn.check_loss(fnn.Loss(forward, jnp.ones_like), draw(1, (2, 2)), draw(2, (2, 2)))
 
 
 @pytest.mark.parametrize("factor", [1.001, -1.0, 0.5, 0.0])

@@ -119,7 +119,7 @@ def test_what_is_about_to_run_is_said_and_progress_shown(cnn_run):
         "220 to train on, 20 for validation, 90 for the test", "15 epochs", "seed 0", "device",
     ):  # fmt: skip
         assert expected in text
-    assert sum(bool(re.match(r"epoch \d+/15 .* \d+:\d\d left$", line)) for line in lines) == 10
+    assert sum(bool(re.match(r"epoch +\d+/15 .* \d+:\d\d left$", line)) for line in lines) == 10
     assert max(map(len, lines)) <= 80
     assert cnn_run[0].stderr == ""
 

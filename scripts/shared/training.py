@@ -234,7 +234,8 @@ def run_epochs(
                     write_metrics()
                 rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
                 text = progress.format(*history[-1].values(), rest=rest)
-                show(number, f"epoch {number}/{options.epochs}  {text}")
+                width = len(str(options.epochs))
+                show(number, f"epoch {number:{width}}/{options.epochs}  {text}")
     except fnn.NotFiniteError as error:
         history, problem, status = error.history, f"{error}: {remedy}", 1
     except fnn.Interrupted as error:
