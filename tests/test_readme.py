@@ -52,6 +52,12 @@ def test_the_quoted_summary_is_the_one_that_is_printed(printed):
     assert quoted[1].replace("\n# ", "\n") in printed
 
 
+def test_the_quoted_trace_is_the_one_that_is_printed(printed):
+    quoted = re.search(r"^# ( +shape .*?\n# +d_prediction.*?)$", README, re.DOTALL | re.MULTILINE)
+    assert quoted[1].replace("\n# ", "\n") in printed
+    assert "\n2.00\n" in printed
+
+
 def test_the_first_program_takes_ten_lines():
     first_program = blocks("python")[1]
     assert len([line for line in first_program.splitlines() if line]) == 10
