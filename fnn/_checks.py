@@ -18,13 +18,14 @@ def check_array(
 ) -> jax.Array:
     """Return `array` as a jax array, converted to `dtype` if one is given.
 
-    It must be floating point and of `shape`. There a leading Ellipsis stands for any number of
-    axes, and a string names an axis of any length.
+    It must be floating point and of `shape`. In `shape`, a leading Ellipsis stands for any number
+    of axes, and a string names an axis of any length.
     """
     array = as_array(name, what, array)
-    lengths = shape[1:] if shape[:1] == (...,) else shape
+    has_free_axes = shape[:1] == (...,)
+    lengths = shape[1:] if has_free_axes else shape
     num_free = array.ndim - len(lengths)
-    fits = num_free == 0 or (num_free > 0 and lengths != shape)
+    fits = num_free == 0 or (has_free_axes and num_free > 0)
     if not fits or not all(
         isinstance(expected, str) or length == expected
         for length, expected in zip(array.shape[num_free:], lengths, strict=True)
@@ -44,7 +45,7 @@ def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
     expected, found = (
         jax.tree.map(lambda leaf: getattr(leaf, "shape", ()), part) for part in (like, tree)
     )
-    if jax.tree.structure(tree) != jax.tree.structure(like) or found != expected:
+    if not have_same_shapes(tree, like):
         kind = type(tree).__name__
         raise ValueError(f"{name}: expected {what} of shapes {expected}, got a {kind}: {found}")
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -52,6 +53,14 @@ def check_tree(name: str, what: str, tree: Any, like: Any) -> None:
         dtype = as_array(name, place, leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"{name}: expected {place} of a floating dtype, got {dtype}")
+
+
+def have_same_shapes(tree: Any, like: Any) -> bool:
+    """Whether two trees have the same structure, and each leaf the shape of the other's."""
+    (leaves, structure), (others, other_structure) = map(jax.tree.flatten, (tree, like))
+    # Not by comparing trees of shapes: a node of a class of one's own may not know equality.
+    shapes, other_shapes = ([getattr(a, "shape", ()) for a in part] for part in (leaves, others))
+    return structure == other_structure and shapes == other_shapes
 
 
 def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> Any:
@@ -84,14 +93,7 @@ def check_pair(name: str, what: str, value: Any, low: int) -> tuple[Any, Any]:
 
 def check_number(name: str, what: str, value: Any, low: float = -math.inf) -> None:
     """Check that `value` is a finite real scalar >= low. A traced scalar passes."""
-    try:
-        array = jnp.asarray(value)
-        is_real = is_floating(array) or jnp.issubdtype(array.dtype, jnp.integer)
-        is_scalar = array.ndim == 0 and is_real
-    except (TypeError, ValueError, OverflowError):
-        is_scalar = False
-    is_traced = isinstance(value, jax.core.Tracer)
-    if not is_scalar or not (is_traced or (math.isfinite(value) and value >= low)):
+    if not _is_number(value) or not (isinstance(value, jax.core.Tracer) or value >= low):
         expected = "a finite number" if low == -math.inf else f"a finite number >= {low}"
         raise ValueError(f"{name}: expected {what} to be {expected}, got {value!r}")
 
@@ -103,9 +105,21 @@ def check_nonnegative(name: str, what: str, value: Any) -> None:
 
 def check_positive(name: str, what: str, value: Any) -> None:
     """Check that `value` is a finite real scalar > 0. A traced scalar passes."""
-    check_nonnegative(name, what, value)
-    if not isinstance(value, jax.core.Tracer) and value == 0:
-        raise ValueError(f"{name}: expected {what} to be above 0, got {value!r}")
+    if not _is_number(value) or not (isinstance(value, jax.core.Tracer) or value > 0):
+        raise ValueError(f"{name}: expected {what} to be a finite number above 0, got {value!r}")
+
+
+def _is_number(value):
+    """Whether `value` is a finite real scalar, or a traced one of which only the dtype is known."""
+    if value is None or isinstance(value, bool):
+        return False
+    try:
+        dtype = jnp.result_type(type(value) if isinstance(value, int) else value)
+        is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+        is_scalar = is_real and jnp.ndim(value) == 0
+        return is_scalar and (isinstance(value, jax.core.Tracer) or math.isfinite(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def check_integer_array(name: str, what: str, array: Any) -> jax.Array:
@@ -119,8 +133,9 @@ def check_integer_array(name: str, what: str, array: Any) -> jax.Array:
 def as_array(name: str, what: str, array: Any) -> jax.Array:
     """Return `array` as a jax array of any dtype.
 
-    Without jax_enable_x64, JAX would wrap NumPy's integers of 64 bits: the index 2**32 + 3 would
-    become 3. Here they are clipped to 32 bits, so that a wrong index stays out of range.
+    Without jax_enable_x64, JAX wraps NumPy's integers of 64 bits: the index 2**32 + 3 becomes 3.
+    Here they are clipped to 32 bits, so that a wrong index stays out of range. A function under
+    jax.jit cannot do it: JAX wraps its arguments before it runs.
     """
     try:
         return jnp.asarray(_clip_64_bits(array))

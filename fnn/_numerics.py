@@ -26,7 +26,7 @@ def sum_of(arrays: list[jax.Array]) -> jax.Array:
 
 
 def broadcast_last_axis(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """`vector` (features,) along the last axis of an array with the shape and dtype of `like`.
+    """`vector` (features,), repeated over all leading axes to the shape and dtype of `like`.
 
     Written out, because jax_numpy_rank_promotion="raise" refuses to do it implicitly.
     """
@@ -52,7 +52,8 @@ def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     array = upcast(array)
     largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
     squares = jnp.square(array / jnp.where((largest == 0) | jnp.isinf(largest), 1, largest))
-    # The sum is at least 1, unless all numbers are 0. maximum avoids sqrt's infinite derivative.
+    # The largest number adds 1 to the sum. If all are 0, maximum makes the sum 1, because sqrt has
+    # an infinite derivative at 0.
     return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
 
 

@@ -50,7 +50,10 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
         OSError: the file cannot be written.
     """
     leaves, kinds = _survey("save", tree)
-    head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
+    try:
+        head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
+    except (ValueError, RecursionError) as error:  # of a note that contains itself, for example
+        raise TypeError(f"save: expected a note of JSON's types: {error}") from error
     _check_note(note)
     with replace_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, HEAD, head)

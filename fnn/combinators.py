@@ -109,7 +109,8 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
                 y, kept = layer.forward(params[index], x, fold_key(key, index))
             ys.append(y)
             residuals.append(kept)
-        equal_axes = slice(None) if combine == "sum" else slice(-1)  # all but the last
+        # The axes that must be equal: all, or all but the last.
+        equal_axes = slice(None) if combine == "sum" else slice(-1)
         is_scalar = combine == "concat" and not ys[0].shape
         if is_scalar or len({(y.dtype, y.ndim, y.shape[equal_axes]) for y in ys}) > 1:
             got = ", ".join(str(type_of(y)) for y in ys)
@@ -139,9 +140,9 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
             dxs.append(dx)
         return tuple(grads), sum_of(dxs)
 
-    inside = {"layers": layers, "settings": {"combine": combine}}
-    rebuild = functools.partial(Parallel, combine=combine)
-    return Layer(init, forward, backward, name="Parallel", rebuild=rebuild, **inside)
+    settings = {"combine": combine}
+    inside = {"layers": layers, "rebuild": functools.partial(Parallel, **settings)}
+    return Layer(init, forward, backward, name="Parallel", settings=settings, **inside)
 
 
 def _init_and_check(name, layers):

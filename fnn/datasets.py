@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_integer, check_nonnegative
+from fnn._checks import check_integer, check_nonnegative, check_number
 from fnn.files import check_regular
 
 IDX_TYPES = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}  # as in array.array
@@ -39,14 +39,16 @@ def sample_disk(
     Shapes: points (num_examples, 2) of `dtype`, labels (num_examples,) int32.
 
     Raises:
-        ValueError: num_examples is not a positive integer; center is not two numbers; radius is
-            negative or not finite (a traced one passes).
+        ValueError: num_examples is not a positive integer; center is not two finite numbers; radius
+            is negative or not finite.
     """
     num_examples = check_integer("sample_disk", "num_examples", num_examples, 1)
     check_nonnegative("sample_disk", "radius", radius)
-    center, radius = jnp.asarray(center, dtype), jnp.asarray(radius, dtype)
+    given, center, radius = center, jnp.asarray(center, dtype), jnp.asarray(radius, dtype)
     if center.shape != (2,):
         raise ValueError(f"sample_disk: expected center of shape (2,), got {center.shape}")
+    for number in given:
+        check_number("sample_disk", "each number of center", number)
     points = jax.random.uniform(key, (num_examples, 2), dtype)
     squared_distance = jnp.sum(jnp.square(points - jnp.broadcast_to(center, points.shape)), axis=-1)
     return points, (squared_distance < jnp.square(radius)).astype(jnp.int32)
@@ -109,6 +111,9 @@ def _read_header(file, is_compressed):
     if len(lengths) < 4 * magic[3]:
         raise ValueError(f"expected the lengths of {magic[3]} axes, got {len(lengths)} bytes")
     typecode, shape = IDX_TYPES[magic[2]], struct.unpack(f">{magic[3]}I", lengths)
+    # XLA ends the process if the lengths overflow, also where one of them is 0.
+    if 0 in shape and math.prod(filter(None, shape)) * 8 > sys.maxsize:
+        raise ValueError(f"expected lengths that fit into memory, got {shape}")
     if not is_compressed:
         _check_length(os.fstat(file.fileno()).st_size - file.tell(), typecode, shape)
     return typecode, shape

@@ -32,7 +32,7 @@ def make_train_epoch(
 
     The epoch is one compiled program: a scan of training steps over minibatches. Every example is
     seen once. If batch_size does not divide the number of examples n, the last batch is smaller.
-    Step i draws from fold_in(k, i), where k is derived from the epoch's key.
+    Step i draws from fold_in(k, i), where k is the second key of jax.random.split(key).
 
     On a data set over a mesh of N devices (see fnn.sharding) a batch takes batch_size / N examples
     from each device. Each device draws an order of its own for its own examples, so that no example
@@ -125,8 +125,8 @@ def _random_order(key, length):
 
     jax.random.permutation sorts the numbers by separate random keys. In an epoch of few and large
     batches that would be most of the time. Up to 4096 numbers are sorted as the low bits of random
-    words instead, which takes a fraction of it. With a probability of at most 2**-20 for any pair,
-    the high bits of two words are equal. Such a pair keeps its order.
+    words instead, which takes a fraction of it. The random bits of a pair are equal with a
+    probability of at most 2**-20. Such a pair keeps its order.
     """
     num_bits = (length - 1).bit_length()
     if num_bits > 12:

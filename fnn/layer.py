@@ -13,10 +13,13 @@ dy, dx      The derivatives of the loss with respect to y and x. dx has x's shap
 grads       The derivatives with respect to params, with their structure, shapes and dtypes.
 key         A layer that draws random numbers draws them with this key. None means evaluation.
 
-Shapes: x is (..., features). The leading axes are free: one example without a batch axis is legal.
+Shapes: x is (..., features), or what the layer's docstring says, such as (..., height, width,
+channels). The leading axes are free: one example without a batch axis is legal.
 
-Dtypes: params are converted to x's dtype, and y has x's dtype. If x holds integers, as for
-Embedding, y has the dtype of params. Sums of 16-bit numbers accumulate in float32.
+Dtypes: x's dtype decides the arithmetic, and y has it. If x holds integers, as for Embedding, y has
+the dtype of params. Sums of 16-bit numbers accumulate in float32.
+
+Numbers that a layer is made with may be traced by JAX. Their range is then not checked.
 
 Errors: a layer of fnn raises a ValueError for a wrong shape, with its name, before it computes. The
 check needs only shapes, so under jit it runs while JAX traces the program.
@@ -37,7 +40,7 @@ class _Triple(NamedTuple):
 
 
 class Layer(_Triple):
-    """An (init, forward, backward) triple of pure functions; the module states the contract.
+    """A Layer is an (init, forward, backward) triple of pure functions: see the contract above.
 
     `init, forward, backward = layer` unpacks it. `layer._replace(backward=other)` is the same layer
     with another learning rule. `print(layer)` shows its name and the layers inside it.
@@ -49,7 +52,8 @@ class Layer(_Triple):
             layers. None for a layer without layers inside.
         settings: what a combinator or transform has beside its layers, for print: {"n": 3}.
 
-    After _replace the name stays, and the inside is forgotten: the new functions may not use it.
+    After _replace the name stays. The inside is forgotten, because the new functions need not call
+    the layers in it.
     """
 
     def __new__(
@@ -58,7 +62,7 @@ class Layer(_Triple):
         layer = super().__new__(cls, init, forward, backward)
         name, layers = name or _enclosing_function(forward), tuple(layers)
         inside = {"name": name, "layers": layers, "rebuild": rebuild, "settings": settings or {}}
-        vars(layer).update(inside)  # because __setattr__ forbids assignments
+        vars(layer).update(inside)  # not by assignment, which __setattr__ forbids
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:

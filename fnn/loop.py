@@ -10,9 +10,9 @@ A program that shows progress, and that goes on from its checkpoint when it is s
     path, columns = "run.npz", ["accuracy"]
     state, history = fnn.load_checkpoint(path, state, 10, columns)
     with fnn.interruptions() as interruption, fnn.progress(10) as report:
+        settings = {"checkpoint": path, "interruption": interruption}
         for number, state, history in fnn.run_epochs(
-            run_epoch, state, 10, columns,
-            history=history, checkpoint=path, interruption=interruption,
+            run_epoch, state, 10, columns, history=history, **settings
         ):
             report(number, f"epoch {number}: {history[-1]}")
 """
@@ -152,9 +152,8 @@ def load_checkpoint(
     """(state, history) from the file of run_epochs, or (the given state, []) if there is no file.
 
     run_epochs goes on from there, and ends with the same bits as a run that was never stopped.
-    The loaded state has the structure, shapes and dtypes of `state`, on the default device.
-
-    The arguments are those of run_epochs.
+    The loaded state has the structure, shapes and dtypes of `state`, on the default device. The
+    arguments are those of run_epochs.
 
     Raises:
         ValueError: it is no checkpoint, is cut off or corrupt, has another state, more epochs or
@@ -197,8 +196,8 @@ def interruptions(
         heard: another thread calls it with the number of the first signal, at once.
     """
     first = []
-    both = signal.SIGINT, signal.SIGTERM
-    numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    numbers = {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
 
     def listen():  # in a thread, because the main one hears nothing while it waits for XLA
         while received := listener.recv(1):  # nothing when the other end is closed
@@ -241,7 +240,7 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], N
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{text[:width]:{width}}", end="", flush=True)
             shown, shown_at = done, time.monotonic()
-        elif not on_terminal and done * 10 // total > (done - 1) * 10 // total:
+        elif not on_terminal and done * 10 // max(total, 1) > (done - 1) * 10 // max(total, 1):
             print(text, flush=True)
 
     try:
@@ -259,10 +258,11 @@ def time_left(start: float, done: int, total: int) -> str:
 
 
 def is_finite(tree: Any) -> bool:
-    """Whether no floating array of the tree has a NaN or an infinity."""
+    """Whether every floating number in the tree is finite."""
     # On the host, because compiling the check can take longer than a short training.
-    arrays = (a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact))
-    return all((abs(array) < math.inf).all() for array in jax.device_get([*arrays]))
+    arrays = map(jnp.asarray, jax.tree.leaves(tree))
+    floating = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
+    return all((abs(array) < math.inf).all() for array in jax.device_get(floating))
 
 
 def find_nonfinite_in_epoch(

@@ -77,6 +77,7 @@ def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
 
     def evaluate(prediction, target):
         difference, limit = prediction - target, jnp.asarray(delta, prediction.dtype)
+        limit = jnp.maximum(limit, jnp.finfo(limit.dtype).tiny)  # where delta is rounded to 0
         clipped = jnp.clip(difference, -limit, limit)
         return clipped * (difference - clipped / 2), clipped
 
@@ -120,7 +121,9 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
 
     def evaluate(logits, t):
         log_p = log_softmax(logits, -1)
-        terms = 0 - jnp.sum(_product(t, log_p), axis=-1)  # 0 minus the sum is not -0
+        terms = 0 - jnp.sum(
+            _product(t, log_p), axis=-1
+        )  # 0 - sum, because -sum would be -0.0 for a sum of 0
         return terms, jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t
 
     def probabilities(logits, target):

@@ -1,4 +1,4 @@
-"""Optimizers: pairs of pure functions."""
+"""Optimizers. An optimizer is a pair of pure functions: init makes a state, update uses it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,13 @@ from fnn._checks import check_nonnegative, check_positive, check_tree, check_typ
 from fnn._numerics import clipping_factor, global_norm, log_of, upcast
 from fnn.schedules import Schedule
 
-LAST_STEP = 2**31 - 1  # the largest int32: step counters stay there
+LAST_STEP = 2**31 - 1  # the largest int32; a step counter that reaches it stays there
 
 
 class Optimizer(NamedTuple):
-    """init:   (params) -> state;
+    """The rule by which parameters change.
+
+    init:   (params) -> state.
     update: (grads, state, params) -> (params, state).
     """
 
@@ -108,7 +110,7 @@ def adam(
         learning_rate: a number, or a schedule step -> rate. The first step is 0.
 
     Raises:
-        ValueError: as sgd; b1 or b2 is not from 0 to below 1.
+        ValueError: as sgd; b1 or b2 is not in [0, 1).
     """
     for what, value in {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}.items():
         check_nonnegative("adam", what, value)

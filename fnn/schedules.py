@@ -80,9 +80,8 @@ def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.
     values[0] holds before step boundaries[0], and values[-1] from step boundaries[-1] on.
 
     Raises:
-        ValueError: boundaries are not integers from 0 to 2**31 - 1 in increasing order (traced ones
-            do not pass); len(values) is not len(boundaries) + 1; a value is negative or not finite
-            (traced ones pass).
+        ValueError: boundaries are not integers from 0 to 2**31 - 1 in increasing order, or are
+            traced; len(values) is not len(boundaries) + 1; a value is negative or not finite.
     """
     name = "piecewise_constant"
     boundaries = [check_integer(name, "each boundary", b, 0, 2**31 - 1) for b in boundaries]

@@ -17,7 +17,7 @@ def per_example(layer: Layer) -> Layer:
     Changes grads: every leaf gains a first axis, the batch. The sum over it is the layer's grads.
     They take the memory of one copy of params for each example; if the norms are all you need, see
     linear_squared_norms. Example i draws from fold_in(key, i) under vmap. (Keys of JAX's
-    implementation "rbg" draw other numbers there than they draw alone.)
+    implementation "rbg" draw other numbers under vmap than outside it.)
 
     Shapes: x (batch, ...), y (batch, ...), as the layer's; grads (batch, *shape) for params of
     that shape.
@@ -54,10 +54,12 @@ def linear_squared_norms(
     Linear(...)._replace(backward=linear_squared_norms) uses it. In a Sequential the sum of
     jax.tree.leaves(grads) is then each example's squared norm for the whole network.
 
-    |dW|^2 = sum over s, t of (x_s . x_t)(dy_s . dy_t) and |db|^2 = |sum over t of dy_t|^2, where s
-    and t are the positions in one example: in x (batch, ..., dim_in) all axes between. With one
-    position |dW|^2 is |x|^2 |dy|^2. No example's dW is formed. Goodfellow, 2015; Li et al., 2022.
-    dx = dy W as in Linear.
+    s and t number the positions of one example, that is the axes between batch and features:
+
+        |dW|^2 = sum over s, t of (x_s . x_t)(dy_s . dy_t)       with one position |x|^2 |dy|^2
+        |db|^2 = |sum over t of dy_t|^2
+
+    No example's dW is formed. Goodfellow, 2015; Li et al., 2022. dx = dy W as in Linear.
 
     Shapes:
         x: (batch, ..., dim_in), or (dim_in,) for one example. These are Linear's residuals.

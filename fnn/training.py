@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fnn._checks import check_choice, check_integer
+from fnn._checks import as_array, check_choice, check_integer, have_same_shapes
 from fnn._numerics import accumulation_dtype, upcast
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
@@ -55,8 +55,8 @@ def accumulate_gradients(
 
     A scan over num_microbatches parts adds up their values and grads, 16-bit ones in float32. The
     result is that of loss_and_grads_fn for the whole batch, up to rounding, with the memory of one
-    part. Part i has the examples i, i + num_microbatches, ..., and draws from fold_in(key, i). On a
-    mesh, each device thus splits only its own examples.
+    part. Part i has the examples i, i + num_microbatches, ..., and draws from fold_in(key, i). The
+    parts interleave, so that on a mesh each device splits only its own examples.
 
     Shapes: x (batch, ...), target (batch, ...).
 
@@ -74,7 +74,7 @@ def accumulate_gradients(
     check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
 
     def evaluate(params, x, target, key=None):
-        x, target = jnp.asarray(x), jnp.asarray(target)
+        x, target = (as_array("accumulate_gradients", *a) for a in (("x", x), ("target", target)))
         num_examples = count_examples("accumulate_gradients", x, target)
         if num_examples % count:
             raise ValueError(
@@ -96,7 +96,7 @@ def accumulate_gradients(
         like = jax.eval_shape(evaluate_part, 0)
         _check_value("accumulate_gradients", like[0])
         expected, got = (jax.tree.map(jnp.shape, tree) for tree in (params, like[1]))
-        if got != expected:
+        if not have_same_shapes(like[1], params):
             raise ValueError(
                 f"accumulate_gradients: expected grads of shapes {expected}, got {got}"
             )
@@ -115,8 +115,8 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
 
     Args:
         batch_size: how many examples (the first axis of x) to evaluate at a time, which bounds the
-            memory. By default all at once. The model then gets single examples under jax.vmap, and
-            on a mesh each device evaluates its own.
+            memory. By default all at once. With a batch_size, the model gets single examples under
+            jax.vmap, and on a mesh each device evaluates its own.
 
     Raises:
         ValueError: batch_size is not a positive integer, or x has no axis to divide.
@@ -124,7 +124,7 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
     if batch_size is None:
         return model.forward(params, x)[0]
     batch_size = check_integer("predict", "batch_size", batch_size, 1)
-    x = jnp.asarray(x)
+    x = as_array("predict", "x", x)
     if x.ndim == 0:
         raise ValueError("predict: expected x of shape (n, ...) with batch_size, got ()")
 
@@ -146,7 +146,7 @@ def init_train_state(model: Layer, optimizer: Optimizer, key: jax.Array) -> Trai
     """
     check_is_layer("init_train_state", model)
     check_is_optimizer("init_train_state", optimizer)
-    # If a step got Python's numbers first, and then the arrays it returns, JAX would compile twice.
+    # Strong types, as a step returns them: for weak ones JAX would compile the step twice.
     params = jax.tree.map(_strongly_typed, model.init(key))
     return TrainState(params, optimizer.init(params))
 
@@ -159,7 +159,8 @@ def make_train_step(
     Shapes: as in loss_and_grads; x and target are the batch.
 
     A call returns before the step has run. Do not write into a NumPy array that you passed until
-    the results are there: JAX may still read it.
+    the results are there: JAX may still read it. JAX wraps NumPy's 64-bit integers to 32 bits, so
+    that the label 2**32 + 3 becomes 3.
 
     Args:
         donate: give the given state's buffers to the new one. This saves the memory of one state;

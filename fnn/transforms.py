@@ -1,6 +1,7 @@
 """Transforms: one layer -> one layer, with another memory, precision or routing of gradients.
 
-Each docstring says what changes. Transforms can be nested.
+Each docstring says what changes. Transforms can be nested. Each raises a ValueError if `layer` is
+not a Layer.
 """
 
 import functools
@@ -29,14 +30,12 @@ def remat(layer: Layer) -> Layer:
 
     Changes the memory between the passes, at the cost of a second forward pass. Both forward passes
     draw from the same key.
-
-    Raises:
-        ValueError: `layer` is not a Layer.
     """
 
     def forward(params, x, key=None):
+        x = as_array("remat", "x", x)
         y, _ = layer.forward(params, x, key)
-        return y, (jnp.asarray(x), key)
+        return y, (x, key)
 
     def forward_and_backward(params, x, key, dy):
         _, residuals = layer.forward(params, x, key)
@@ -62,7 +61,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     Shapes: x what the layer takes; y has x's shape.
 
     Raises:
-        ValueError: `layer` is not a Layer; n is not a positive integer; y has another shape or
+        ValueError: n is not a positive integer; y has another shape or
             dtype than x, or dx than dy; a leaf of params does not have a first axis of length n.
     """
     n = check_integer("repeat", "n", n, 1)
@@ -82,6 +81,7 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     def forward(params, x, key=None):
         check_copies(params)
+        x = as_array("repeat", "x", x)
 
         def step(x, copy):
             index, params = copy
@@ -90,7 +90,7 @@ def repeat(layer: Layer, n: int) -> Layer:
             return y, _each_array_once(residuals)
 
         with note_on_error("in repeat, forward"):
-            y, (arrays, sharing) = jax.lax.scan(step, jnp.asarray(x), (jnp.arange(n), params))
+            y, (arrays, sharing) = jax.lax.scan(step, x, (jnp.arange(n), params))
         return y, (_rebuild(arrays, sharing), type_of(y))
 
     def backward(params, residuals, dy):
@@ -120,11 +120,11 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     ends. For an x of integers, y has `dtype`. Micikevicius et al., 2018.
 
     float16 has no numbers below 6e-8, so the derivatives of a mean over many examples become 0 in
-    it. Scale the loss: let its backward give 1000 times the derivative, and divide the grads by
-    1000. bfloat16 has float32's range and needs no such scale.
+    it. Scale the loss, Loss(loss.forward, lambda kept: 1000 * loss.backward(kept)), and divide the
+    grads by 1000. bfloat16 has float32's range and needs no such scale.
 
     Raises:
-        ValueError: `layer` is not a Layer; dtype is not a floating dtype.
+        ValueError: dtype is not a floating dtype.
     """
     try:
         is_allowed = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
@@ -134,7 +134,7 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
         raise ValueError(f"with_compute_dtype: expected a floating dtype, got {dtype!r}")
 
     def forward(params, x, key=None):
-        x = jnp.asarray(x)
+        x = as_array("with_compute_dtype", "x", x)
         y, residuals = layer.forward(*cast_floating((params, x), dtype), key)
         return (y.astype(x.dtype) if is_floating(x) else y), (residuals, type_of(x))
 
@@ -157,9 +157,6 @@ def freeze(layer: Layer) -> Layer:
     An optimizer may still move the parameters: by weight decay, and, if the layer was trained
     before, by the momentum in the optimizer's state. To freeze in the middle of a training, start
     with a fresh state, optimizer.init(params).
-
-    Raises:
-        ValueError: `layer` is not a Layer.
     """
 
     def backward(params, residuals, dy):
@@ -178,7 +175,7 @@ def scale_gradient(layer: Layer, factor: float | jax.Array) -> Layer:
     of an x of integers stays 0.
 
     Raises:
-        ValueError: `layer` is not a Layer; factor is not a finite number (a traced one passes).
+        ValueError: factor is not a finite number (a traced one passes).
     """
     check_number("scale_gradient", "factor", factor)
     rebuild = functools.partial(scale_gradient, factor=factor)
@@ -195,17 +192,18 @@ def clip_gradient(
 
     Args:
         axis: the axes of one example, over which the norm is taken. By default all axes but the
-            first, which is the batch; for a single axis, that axis. For an example without a batch
-            axis, as under jax.vmap, name its axes: (-3, -2, -1) for an image (height, width,
+            first, which is the batch; if dx has only one axis, that one. For an example without a
+            batch axis, as under jax.vmap, name its axes: (-3, -2, -1) for an image (height, width,
             channels).
 
     Raises:
-        ValueError: `layer` is not a Layer; max_norm is not a finite number above 0 (a traced one
+        ValueError: max_norm is not a finite number above 0 (a traced one
             passes); axis is not an integer or a tuple of integers, or dx has no such axis.
     """
     check_positive("clip_gradient", "max_norm", max_norm)
-    for number in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
-        check_integer("clip_gradient", "axis", number, -math.inf)
+    if axis is not None:
+        for number in axis if isinstance(axis, tuple) else (axis,):
+            check_integer("clip_gradient", "axis", number, -math.inf)
 
     def clip(dx):
         first = 1 if dx.ndim > 1 else 0
@@ -222,9 +220,6 @@ def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
     Changes only who calls backward. Thus code in Flax, Equinox or plain JAX can use a layer and its
     learning rule, under jit, vmap and scan too. jax.jvp has no rule for it. JAX refuses grads of
     another shape than params, such as those of per_example.
-
-    Raises:
-        ValueError: `layer` is not a Layer.
     """
     check_is_layer("as_jax_function", layer)
 

@@ -285,3 +285,11 @@ def test_a_large_overlapping_window_keeps_nan_and_its_first_place():
     assert jnp.isnan(y).all()
     _, dx = layer.backward((), residuals, jnp.ones((1, 2, 1)))
     assert jnp.flatnonzero(dx).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
+@pytest.mark.parametrize("size", [(2, 1), (9, 2), (9, 9)])
+def test_images_without_channels_are_pooled_to_nothing(kind, size):
+    layer, x = getattr(fnn, kind)(*size), jnp.ones((2, 20, 20, 0))
+    y, residuals = run(layer, x)
+    assert layer.backward((), residuals, y)[1].shape == x.shape

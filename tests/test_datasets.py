@@ -243,3 +243,10 @@ def test_a_lying_header_allocates_nothing(tmp_path):
                 fnn.load_idx(tmp_path / "data", examples=examples)
 
         assert peak_memory(read) < 2**23
+
+
+def test_lengths_that_overflow_are_refused_though_one_is_0(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 0))
+    with pytest.raises(ValueError, match="expected lengths that fit into memory"):
+        fnn.load_idx(path)

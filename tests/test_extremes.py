@@ -235,3 +235,18 @@ def test_what_was_placed_does_not_change_with_the_callers_array():
         placed = place(array)
         array[:] = 1
         assert not jnp.any(placed)
+
+
+def test_64_bit_indices_are_not_cut_inside_transforms():
+    beyond, embedding = numpy_array([1, 2**32 + 1], "int64"), fnn.Embedding(3, 2)
+    params = embedding.init(jax.random.key(0))
+    for layer in (fnn.remat(embedding), fnn.with_compute_dtype(embedding, jnp.float32)):
+        y, residuals = layer.forward(params, beyond)
+        grads, _ = layer.backward(params, residuals, jnp.ones((2, 2)))
+        assert jnp.isnan(y).all(axis=-1).tolist() == [False, True]
+        assert grads["W"][:, 0].tolist() == [0, 1, 0]
+    y = fnn.predict(embedding, params, beyond, batch_size=1)
+    assert jnp.isnan(y).all(axis=-1).tolist() == [False, True]
+    evaluate = fnn.loss_and_grads(fnn.Identity(), fnn.CrossEntropyLoss())
+    value, _ = fnn.accumulate_gradients(evaluate, 2)((), jnp.ones((2, 3)), beyond)
+    assert jnp.isnan(value)

@@ -53,7 +53,7 @@ def test_a_layer_unpacks_and_takes_another_backward():
         (lambda: fnn.adam(0.1, eps="0"), "adam: expected eps"),
         (
             lambda: fnn.clip_by_global_norm(fnn.sgd(0.1), 0),
-            "expected max_norm to be above 0, got 0",
+            "expected max_norm to be a finite number above 0, got 0",
         ),
         (lambda: fnn.exponential_decay(0.1, 0, 0.5), "expected decay_steps to be an integer >= 1"),
         (lambda: fnn.exponential_decay(0.1, 10, -1), "exponential_decay: expected decay_rate"),

@@ -159,3 +159,43 @@ def test_predict_in_batches_is_predict():
         fnn.predict(model, params, x, batch_size=0)
     with pytest.raises(ValueError, match=r"predict: expected x of shape \(n, ...\)"):
         fnn.predict(fnn.Tanh(), (), 1.0, batch_size=2)
+
+
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """A node of one's own, which does not know equality."""
+
+    def __init__(self, W):
+        self.W = W
+
+    def tree_flatten(self):
+        return (self.W,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_params_may_be_any_pytree():
+    params = Box(jnp.ones(3))
+    for optimizer in (sgd, fnn.adam(0.1), fnn.clip_by_global_norm(fnn.sgd(0.1, 0.9), 1.0)):
+        new, _ = optimizer.update(Box(jnp.ones(3)), optimizer.init(params), params)
+        assert jnp.all(new.W < 1)
+    evaluate = fnn.accumulate_gradients(lambda params, x, target: (jnp.sum(x), params), 2)
+    assert evaluate(params, x, target)[1].W.shape == (3,)
+
+
+def test_large_whole_numbers_are_numbers():
+    for make in (
+        lambda: fnn.clip_by_global_norm(sgd, 10**10),
+        lambda: fnn.clip_gradient(fnn.Tanh(), 10**30),
+        lambda: fnn.scale_gradient(fnn.Tanh(), -(10**12)),
+    ):
+        make()
+    with pytest.raises(ValueError, match="expected max_norm to be a finite number above 0, got 1"):
+        fnn.clip_by_global_norm(sgd, 10**400)
+
+
+def test_a_huber_loss_of_the_smallest_delta_has_a_derivative():
+    _, d_prediction = fnn.HuberLoss(1e-50, "sum").forward(jnp.ones(3), jnp.zeros(3))
+    assert jnp.all(d_prediction > 0)

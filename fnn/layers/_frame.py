@@ -11,7 +11,7 @@ from fnn.layer import Layer
 
 def with_params(
     name: str,
-    params: dict[str, tuple[tuple[int, ...], Callable[..., jax.Array]]],
+    specs: dict[str, tuple[tuple[int, ...], Callable[..., jax.Array]]],
     dtype: Any,
     forward: Callable[..., tuple[jax.Array, Any]],
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
@@ -20,18 +20,18 @@ def with_params(
 
     Args:
         name: the layer's name, also in errors.
-        params: for each parameter its shape and its initializer (key, shape, dtype) -> array.
+        specs: for each parameter its shape and its initializer (key, shape, dtype) -> array.
             Parameter number i is drawn with fold_in(key, i).
         dtype: the dtype of the parameters.
         forward, backward: as in fnn.layer. The grads of backward may be wider than the parameters:
             they are rounded here.
     """
-    like = {leaf: jax.ShapeDtypeStruct(shape, dtype) for leaf, (shape, _) in params.items()}
+    like = {entry: jax.ShapeDtypeStruct(shape, dtype) for entry, (shape, _) in specs.items()}
 
     def init(key):
         return {
-            leaf: initializer(jax.random.fold_in(key, index), shape, dtype)
-            for index, (leaf, (shape, initializer)) in enumerate(params.items())
+            entry: initializer(jax.random.fold_in(key, index), shape, dtype)
+            for index, (entry, (shape, initializer)) in enumerate(specs.items())
         }
 
     def checked_forward(params, x, key=None):
@@ -41,7 +41,7 @@ def with_params(
     def checked_backward(params, residuals, dy):
         check_tree(name, "params", params, like)
         grads, dx = backward(params, residuals, dy)
-        return {leaf: grads[leaf].astype(params[leaf].dtype) for leaf in params}, dx
+        return {entry: grads[entry].astype(params[entry].dtype) for entry in params}, dx
 
     return Layer(init, checked_forward, checked_backward, name=name)
 

@@ -1,7 +1,7 @@
 """Activations: layers without parameters, for x of any shape.
 
-Each keeps one array: y if the derivative can be computed from y, else x. Keeping y is free, because
-the next Linear keeps it too.
+Each keeps one array: y if the derivative can be computed from y, else x. Keeping y is usually free,
+because a Linear that follows keeps the same array.
 """
 
 import math
@@ -14,8 +14,8 @@ from fnn._numerics import upcast
 from fnn.layer import Layer
 from fnn.layers._frame import without_params
 
-# For |x| beyond these bounds the gate is exactly 0 or 1 in float64, and its derivative 0:
-# exp(-40^2 / 2) and exp(-800) are below float64's smallest number, about exp(-745).
+# For |x| beyond these bounds the gate is exactly 0 or 1 in float64, and its derivative 0. There
+# exp(-40^2 / 2) and exp(-800) are below the smallest float64, about exp(-745).
 GELU_BOUND, SILU_BOUND = 40, 800
 
 
@@ -81,7 +81,7 @@ def ELU(alpha: float = 1.0) -> Layer:
 def Softplus() -> Layer:
     """y = log(1 + exp(x)); dx = dy (1 - exp(-y)). Any shape; params ().
 
-    torch.nn.Softplus returns x above 20.
+    Unlike torch.nn.Softplus, it does not switch to y = x above 20.
     """
     return _keep_y("Softplus()", jax.nn.softplus, lambda y, dy: -dy * jnp.expm1(-y))
 

@@ -56,11 +56,12 @@ def Conv2d(
     out_channels = check_integer("Conv2d", "out_channels", out_channels, 1)
     kernel = check_pair("Conv2d", "kernel_size", kernel_size, 1)
     strides = check_pair("Conv2d", "stride", stride, 1)
-    if padding not in ("VALID", "SAME"):
-        if isinstance(padding, str):
+    if isinstance(padding, str):
+        if padding not in ("VALID", "SAME"):
             raise ValueError(
                 f"Conv2d: expected padding 'VALID', 'SAME', an integer or two, got {padding!r}"
             )
+    else:
         padding = tuple((size, size) for size in check_pair("Conv2d", "padding", padding, 0))
     name = f"Conv2d({in_channels}, {out_channels}, {kernel})"
     params = {"W": ((*kernel, in_channels, out_channels), weight_init)}
@@ -113,8 +114,9 @@ def Conv2d(
         dy = check_array(name, "dy", dy, (*x.shape[:-3], *out, out_channels), x.dtype)
         images, dys = (array.reshape(-1, *array.shape[-3:]) for array in (x, dy))
         # Lengths along an axis: x has n, after p zeros; W has k; dy, spread out by stride, has m.
-        # A convolution of a with b has len(a) + zeros - len(b) + 1 values. The zeros after are
-        # those that make k values of dW, and n of dx. A negative number of zeros crops.
+        # A convolution of a with b has len(a) + zeros - len(b) + 1 values. So k values of dW need
+        # k + m - 1 - (n + p) zeros after x. And n values of dx need k - 1 - p zeros before dy and
+        # n + p - m after it. A negative number crops.
         before = [pad[0] for pad in pads]
         spread = [(size - 1) * stride + 1 for size, stride in zip(out, strides, strict=True)]
         axes = list(zip(x.shape[-3:-1], spread, kernel, before, strict=True))

@@ -30,6 +30,7 @@ def Dropout(rate: float) -> Layer:
 
     def drop(mask, values):
         keep_rate = jnp.asarray(1 - rate, values.dtype)
+        # At rate 1 nothing is kept. The inner where avoids 0 / 0.
         return jnp.where(mask, values / jnp.where(keep_rate > 0, keep_rate, 1), 0)
 
     def forward(x, key):

@@ -65,8 +65,8 @@ def _normalization(kind, dim, eps, dtype, centered):
         unit = _power_of_two(wide, root_eps)
         center = mean(wide / unit) * unit if centered else None
         offset = wide - center if centered else wide
-        variance = mean(jnp.square(offset / unit)) + jnp.square(root_eps / unit)
-        inverse = jax.lax.rsqrt(variance) / unit
+        scaled_variance = mean(jnp.square(offset / unit)) + jnp.square(root_eps / unit)
+        inverse = jax.lax.rsqrt(scaled_variance) / unit  # 1 / sqrt(variance + eps)
         y = offset * inverse * broadcast_last_axis(params["scale"], wide)
         if centered:
             y = y + broadcast_last_axis(params["bias"], wide)
@@ -97,7 +97,8 @@ def _power_of_two(x, root_eps):
     """
     finite = jnp.finfo(x.dtype)
     floor = jnp.maximum(root_eps, finite.tiny)
-    largest = jnp.clip(jnp.max(jnp.abs(x), axis=-1, keepdims=True), floor, finite.max)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    largest = jnp.clip(largest, floor, finite.max)  # so that the unit is finite if x is not
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), f"uint{finite.bits}")
     # Without the bits of its mantissa, a number is a power of two.
     return jax.lax.bitcast_convert_type(bits >> finite.nmant << finite.nmant, x.dtype)

@@ -51,7 +51,7 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
         )
 
     def keep_larger(step):
-        """A join for _slide of (largest, its index). One place along the axis adds `step` to it."""
+        """A join for _slide, on (largest, index) pairs. A place along the axis adds `step`."""
 
         def join(first, second, distance):
             (value, place), (other, other_place) = first, second
@@ -111,7 +111,8 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     name, window, strides = _sizes("AvgPool2d", window, stride)
     num_places, side_by_side = math.prod(window), window == strides
 
-    is_small, axes = num_places <= MANY_PLACES, list(zip((-3, -2), window, strides, strict=True))
+    is_small = num_places <= MANY_PLACES
+    axes = list(zip((-3, -2), window, strides, strict=True))
 
     def add(first, second, distance):
         return first + second
@@ -215,7 +216,7 @@ def _scatter(place, dy, shape, window, strides):
     def one(index, dy):
         return jnp.zeros(height * width, dy.dtype).at[index.ravel()].add(dy.ravel())
 
-    images = (-1, *dy.shape[-3:])
+    images = (math.prod(dy.shape[:-3]), *dy.shape[-3:])
     each = jax.vmap(jax.vmap(one, -1, -1))
     dx = each((row * width + column).reshape(images), upcast(dy).reshape(images))
     return dx.reshape(shape)
