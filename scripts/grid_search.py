@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not loo
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
-    die_of_interrupts()  # until run handles them
+    die_of_interrupts()  # until command_line.run handles them
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ def parse_options(arguments=None):
     disk.add_encoding_option(parser)
     disk.add_options(parser, output="runs/grid")
     options = parser.parse_args(arguments)
+    disk.check_batch_size(parser, options)
     seeds, num_rates, num_points = options.seeds, len(options.rates), options.train_size
     batch = f", which leaves a batch of the {num_points} training points"
     for name, value, most, reason in (
@@ -85,9 +86,11 @@ def train_networks(options, rates, num_held_out, title) -> Results:
     def start(rate, seed):
         optimizer = disk.make_optimizer(options, rate, num_examples)
         data, state, epoch_key = disk.start(options, model, optimizer, seed, **of_data)
-        train = [array[:num_examples] for array in data[0]]
-        held_out = [array[num_examples:] for array in data[0]]
-        return state, train, held_out if num_held_out else data[1], epoch_key
+        train_set, test_set = data
+        train = [array[:num_examples] for array in train_set]
+        held_out = [array[num_examples:] for array in train_set]
+        unseen = held_out if num_held_out else test_set
+        return state, train, unseen, epoch_key
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None))
@@ -109,7 +112,7 @@ def train_networks(options, rates, num_held_out, title) -> Results:
     # The last chunk is filled up, so that one compiled program serves all of them.
     pairs += pairs[-1:] * (num_chunks * size - num_networks)
     chunks = []
-    with fnn.progress(num_chunks * options.epochs, quiet=False) as report:
+    with fnn.progress(num_chunks * options.epochs) as report:
         for chunk in range(num_chunks):
             its_rates, its_seeds = zip(*pairs[chunk * size : (chunk + 1) * size], strict=True)
             its_rates, its_seeds = jnp.array(its_rates), jnp.array(its_seeds, jnp.uint32)
@@ -143,7 +146,7 @@ def write_table(options, name, unseen, rates, results):
 def draw_curves(rates, results):
     """Training loss and accuracy over the epochs: for each rate the mean and its interval."""
     panels = []
-    for y_label, table in zip(("training MSE", "training accuracy, %"), results, strict=False):
+    for y_label, table in zip(("training MSE", "training accuracy, %"), results[:2], strict=True):
         curves = []
         for index, rate in enumerate(rates):
             mean, half = disk.confidence_interval(table[:, index])
@@ -164,7 +167,7 @@ def interval(values, form):
 
 def choose_rate(rates, results):
     """The rate with the best mean validation accuracy where all losses are finite, or None."""
-    is_good = jnp.all(jnp.isfinite(results.train_losses[-1]), axis=-1)
+    is_good = jnp.all(jnp.isfinite(results.train_losses[-1] + results.losses), axis=-1)
     means = jnp.mean(results.accuracies, axis=-1)
     of_good = {rate: mean for rate, mean, good in zip(rates, means, is_good, strict=True) if good}
     return max(of_good, key=of_good.get, default=None)

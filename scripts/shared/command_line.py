@@ -97,7 +97,9 @@ def format_metrics(columns: Iterable[str], metrics: Iterable[float]) -> list[str
 
 
 def tell(message: str, start: str = "") -> None:
-    """Print a line on stderr with `start` and the script's name before it, if anybody listens."""
+    """Print `start`, the script's name and the message as a line on stderr, if there is one."""
+    if sys.stderr is None:
+        return
     line = f"{pathlib.Path(sys.argv[0]).name}: {message}"
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     with contextlib.suppress(OSError):

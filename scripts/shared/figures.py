@@ -202,7 +202,7 @@ def _axes(left, width, height, x_range, y_range, x_label, y_label, title="", log
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from low to high."""
+    """Three to six round numbers from low to high."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

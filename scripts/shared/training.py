@@ -78,7 +78,7 @@ def check_options(parser: Parser, options: argparse.Namespace, figures: Sequence
     address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if distributed.uses_all_devices(options) and address is not None:
         host, _, port = address.rpartition(":")
-        if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+        if not host or not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16):
             parser.error(f"argument --coordinator: expected HOST:PORT, got {address!r}")
     if (count is None) != (number is None):
         parser.error("arguments --num-processes and --process-id: expected both or none")
