@@ -1,12 +1,14 @@
 """fit: a training in one call, made of the pieces in fnn.epoch and fnn.loop.
 
-train, test = fnn.split(jax.random.key(0), x, labels, fraction=0.2)
-result = fnn.fit(
-    model, fnn.CrossEntropyLoss(), lambda steps: fnn.adam(fnn.cosine_decay(0.01, steps)),
-    *train, epochs=100, batch_size=32, key=jax.random.key(1),
-    validation=0.1, metrics={"accuracy": fnn.accuracy}, patience=20,
-)
-print(fnn.accuracy(fnn.predict(model, result.params, test[0]), test[1]))
+    train, test = fnn.split(jax.random.key(0), x, labels, fraction=0.2)
+    result = fnn.fit(
+        model, fnn.CrossEntropyLoss(), lambda steps: fnn.adam(fnn.cosine_decay(0.01, steps)),
+        *train, epochs=100, batch_size=32, key=jax.random.key(1),
+        validation=0.1, metrics={"accuracy": fnn.accuracy}, patience=20,
+    )
+    print(fnn.accuracy(fnn.predict(model, result.params, test[0]), test[1]))
+
+To start from given parameters, pass model._replace(init=lambda key: params).
 """
 
 import contextlib
@@ -91,8 +93,8 @@ def fit(
 
     With a checkpoint, SIGINT (Ctrl-C) and SIGTERM let the epoch be finished and stored, as
     fnn.interruptions says, and end fit with fnn.Interrupted; resume=True goes on from there.
-    Without one, signals do what they do elsewhere in Python. So it is in a thread other than the
-    main one, and in a run of several processes.
+    Without one, Ctrl-C is Python's KeyboardInterrupt. So it is in a run of several processes, and
+    in a thread other than the main one.
 
     Shapes: x (n, ...), target (n, ...), as the model and the loss take them. They are JAX's arrays,
     also over the devices of a mesh (see fnn.sharding), or NumPy's.
@@ -109,15 +111,16 @@ def fit(
         checkpoint, checkpoint_every: the file for run_epochs, and the epochs from one to the next.
         resume: go on from the checkpoint if there is one. The result is the same to the bit as that
             of a run which was never interrupted. The examples, batch_size and key must be the same,
-            and `epochs` if it decides the number of steps that the optimizer is told.
+            and `epochs` too if the optimizer is told the number of steps. fit compares them. It
+            cannot compare models, losses and optimizers.
         progress: print a line on a terminal, or ten lines elsewhere, on stdout.
         callback: gets an Epoch after each epoch: its number, the TrainState, and the history.
 
     Raises:
-        ValueError: an argument is none that makes sense, which is told before the training begins:
-            lengths that differ, a batch larger than the data, targets of a wrong shape or dtype,
-            labels that are no classes of the model, NaN or infinity in x or target, no key. Where
-            several processes share an array, its values are not looked at.
+        ValueError: before the training begins: x and target differ in length; a batch is larger
+            than the data; a target has a wrong shape or dtype; a label is no class of the model; x
+            or target has NaN or infinity; another argument is not as described. If several
+            processes share an array, fit does not look at its values.
         NotFiniteError, Interrupted, OSError: as run_epochs; ValueError as load_checkpoint.
     """
     check_is_layer("fit", model)
@@ -213,7 +216,7 @@ def _compile(model, loss, optimizer, batch_size, metrics, keeps_best):
                 with note_on_error(f"in fit, in the metric {name!r}"):
                     values.append(jnp.asarray(metric(prediction, target)).reshape(()))
         if keeps_best:
-            value = values[1].astype(float)
+            value = jnp.asarray(values[1], float)
             choose = functools.partial(jnp.where, value < best[0])
             best = jax.tree.map(choose, (value, state.params), best)
         return (state, best), losses, values
