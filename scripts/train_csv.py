@@ -122,17 +122,17 @@ def train(options):
     )
     fnn.save(options.output / "params.npz", result.params, note=note)
     write_history(options, result.history, "cross-entropy" if classes else "MSE, standardized")
-    scores = fnn.predict(model, result.params, test_x)
-    print(summarize(note, scores, test_y, train_y))
+    lines = summarize(note, fnn.predict(model, result.params, test_x), test_y, train_y)
+    print("\n".join(lines[-1:] if options.quiet else lines))
     return 0
 
 
 def summarize(note, scores, y, train_y):
-    """The text at the end: how good the predictions for the test rows are."""
+    """The lines at the end: how good the predictions for the test rows are."""
     if not note["classes"]:
         error = note["unit"] * float(fnn.mean_absolute_error(scores, y))
         r2 = float(fnn.r2_score(scores, y))
-        return f"test R2 {r2:.4f}, mean absolute error {error:.4g}, {len(y)} test rows"
+        return [f"test R2 {r2:.4f}, mean absolute error {error:.4g}, {len(y)} test rows"]
     matrix = fnn.confusion_matrix(scores, y).tolist()
     width = max(len(str(cell)) for row in (note["classes"], *matrix) for cell in row)
     lines = ["test rows by class (down) and predicted class (across)"]
@@ -141,8 +141,7 @@ def summarize(note, scores, y, train_y):
     accuracy, f1 = float(fnn.accuracy(scores, y)), float(fnn.f1_score(scores, y))
     most_frequent = int(jnp.argmax(jnp.bincount(train_y)))
     always = f"always {note['classes'][most_frequent]}: {float(jnp.mean(y == most_frequent)):.2%}"
-    lines.append(f"test accuracy {accuracy:.2%}, F1 {f1:.4f}, {len(y)} test rows; {always}")
-    return "\n".join(lines)
+    return [*lines, f"test accuracy {accuracy:.2%}, F1 {f1:.4f}, {len(y)} test rows; {always}"]
 
 
 def write_history(options, history, loss_name):

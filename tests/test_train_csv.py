@@ -47,7 +47,7 @@ def run(*arguments):
 def test_a_classification_is_learned_reported_and_predicted(folder, capsys):
     write("table.csv", drop("number"))
     assert run("table.csv", "--target", "class", *FAST) == 0
-    *_, summary = capsys.readouterr().out.splitlines()
+    (summary,) = capsys.readouterr().out.splitlines()
     assert float(summary.split()[2].rstrip("%,")) > 80
     assert "12 test rows; always" in summary
     assert (folder / "runs/csv/curves.svg").read_text().startswith("<svg")
@@ -76,6 +76,17 @@ def test_a_regression_is_predicted_in_the_units_of_the_table(folder, capsys):
     errors = [abs(float(p) - t) for p, t in zip(predictions, truth, strict=True)]
     assert name == "number"
     assert sum(errors) / len(errors) < 25
+
+
+def test_without_quiet_network_epochs_and_confusion_are_shown(folder, capsys):
+    run("table.csv", "--target", "class", *FAST[:-1])
+    out = capsys.readouterr().out
+    assert "Standardize(5)" in out
+    assert "epoch 30/30" in out
+    header, no, yes, _ = out.splitlines()[-4:]
+    assert header.startswith("test rows by class (down)")
+    assert (no.split()[0], yes.split()[0]) == ("no", "yes")
+    assert sum(map(int, no.split()[1:] + yes.split()[1:])) == 12
 
 
 def test_the_same_seed_gives_the_same_parameters(folder):
