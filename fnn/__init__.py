@@ -3,6 +3,8 @@
 Start with fnn.layer, which states the contract.
 """
 
+__version__ = "0.1.0"
+
 # fmt: off
 # isort: off
 from fnn.checkpoint import load, read_note, save
@@ -11,6 +13,7 @@ from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versio
 from fnn.datasets import load_idx, sample_disk
 from fnn.epoch import make_train_epoch
 from fnn.files import remove_unfinished, replace_file
+from fnn.fitting import Fit, fit
 from fnn.initializers import (
     kaiming_normal, kaiming_uniform, lecun_normal, orthogonal, standard_normal, xavier_normal,
     xavier_uniform, zeros,
@@ -31,8 +34,11 @@ from fnn.loop import (
     load_checkpoint, progress, run_epochs, time_left,
 )
 from fnn.losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss
-from fnn.metrics import accuracy
+from fnn.metrics import (
+    accuracy, confusion_matrix, f1_score, mean_absolute_error, r2_score, top_k_accuracy,
+)
 from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
+from fnn.preprocessing import Standardize, split, standardize
 from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.statistics import linear_squared_norms, per_example
@@ -48,18 +54,20 @@ from fnn.transforms import (
 
 __all__ = [
     "AvgPool2d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Epoch", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted", "L1Loss",
-    "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d",
-    "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual", "Sequential",
-    "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "TrainState", "accumulate_gradients",
-    "accuracy", "adam", "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm",
-    "clip_gradient", "constant", "cosine_decay", "count_params", "data_parallel_mesh",
-    "exponential_decay", "find_nonfinite", "find_nonfinite_in_epoch", "freeze",
-    "init_train_state", "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform",
-    "lecun_normal", "linear_squared_norms", "load", "load_checkpoint", "load_idx",
-    "loss_and_grads", "make_train_epoch", "make_train_step", "observe", "orthogonal",
-    "per_example", "piecewise_constant", "predict", "progress", "read_note", "remat",
+    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted",
+    "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss",
+    "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
+    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
+    "accumulate_gradients", "accuracy", "adam", "as_jax_function", "check_layer", "check_loss",
+    "clip_by_global_norm", "clip_gradient", "confusion_matrix", "constant", "cosine_decay",
+    "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
+    "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
+    "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_squared_norms",
+    "load", "load_checkpoint", "load_idx", "loss_and_grads", "make_train_epoch",
+    "make_train_step", "mean_absolute_error", "observe", "orthogonal", "per_example",
+    "piecewise_constant", "predict", "progress", "r2_score", "read_note", "remat",
     "remove_unfinished", "repeat", "replace_file", "replicate", "run_epochs", "sample_disk",
-    "save", "scale_gradient", "sgd", "shard_batch", "standard_normal", "summary", "time_left",
-    "trace", "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
+    "save", "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
+    "summary", "time_left", "top_k_accuracy", "trace", "with_compute_dtype", "xavier_normal",
+    "xavier_uniform", "zeros",
 ]

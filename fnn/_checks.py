@@ -130,6 +130,16 @@ def check_integer_array(name: str, what: str, array: Any) -> jax.Array:
     return array
 
 
+def check_key(name: str, key: Any) -> None:
+    """Check that `key` is one key of jax.random.key, or of jax.random.PRNGKey."""
+    dtype, shape = getattr(key, "dtype", type(key)), getattr(key, "shape", None)
+    is_typed = hasattr(key, "dtype") and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_key = shape == () if is_typed else dtype == jnp.uint32 and shape in ((2,), (4,))
+    if not is_key:
+        got = repr(key) if shape is None else f"{dtype} of shape {shape}"
+        raise ValueError(f"{name}: expected a key such as jax.random.key(0), got {got:.200}")
+
+
 def as_array(name: str, what: str, array: Any) -> jax.Array:
     """Return `array` as a jax array of any dtype.
 

@@ -51,10 +51,13 @@ def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """
     array = upcast(array)
     largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
-    squares = jnp.square(array / jnp.where((largest == 0) | jnp.isinf(largest), 1, largest))
-    # The largest number adds 1 to the sum. If all are 0, maximum makes the sum 1, because sqrt has
-    # an infinite derivative at 0.
-    return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
+    # XLA may multiply by 1 / unit, which is subnormal, and then 0, for a unit above max / 4.
+    unit = jnp.minimum(largest, jnp.finfo(array.dtype).max / 8)
+    squares = jnp.square(array / jnp.where((largest == 0) | jnp.isinf(largest), 1, unit))
+    # The largest number adds at least 1 to the sum. If all are 0, maximum makes the sum 1, because
+    # sqrt has an infinite derivative at 0.
+    root = jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
+    return jnp.where(jnp.isinf(largest), largest, unit) * root
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from fnn.layer import Layer, fold_key
 from fnn.losses import Loss
 from fnn.optimizers import Optimizer
 from fnn.sharding import sharded_axes
-from fnn.training import TrainState, count_examples, make_train_step
+from fnn.training import TrainState, check_step_key, count_examples, make_train_step
 
 # Up to this many bytes a data set is copied in shuffled order before the epoch: one gather takes
 # less time than one for each batch. A larger one is gathered batch by batch, to save the memory.
@@ -27,7 +28,8 @@ def make_train_epoch(
     *,
     shuffle: bool = True,
     donate: bool = False,
-) -> Callable[..., tuple[TrainState, jax.Array]]:
+    report: Callable[[Any, TrainState], Any] | None = None,
+) -> Callable[..., tuple]:
     """A jitted f(state, x, target, key) -> (state, loss values): one pass over the examples.
 
     The epoch is one compiled program: a scan of training steps over minibatches. Every example is
@@ -42,23 +44,30 @@ def make_train_epoch(
 
     Args:
         shuffle: visit the examples in an order drawn with the key, else in the given order.
-            Without shuffling the key may be None, which runs the model in evaluation mode.
+            Without shuffling the key may be None, which runs the model in evaluation mode. A model
+            that draws random numbers, such as one with Dropout, needs the key all the same.
         donate: as in make_train_step.
+        report: as in make_train_step. The epoch then returns (state, loss values, reports). Every
+            leaf of the reports has a first axis with an entry for each step. The norms of all
+            grads, for each step, are
+
+                report=lambda grads, state: jax.tree.map(jnp.linalg.norm, grads)
 
     Raises:
         ValueError: `model` is not a Layer, `loss` not a Loss, or `optimizer` not an Optimizer;
             batch_size is not a positive integer; x or target is no array; they have no examples, or
-            differ in their number; there is no key to shuffle with; N does not divide batch_size or
-            n.
+            differ in their number; there is no key to shuffle with, or to draw from; N does not
+            divide batch_size or n.
     """
     batch_size = check_integer("make_train_epoch", "batch_size", batch_size, 1)
-    step = make_train_step(model, loss, optimizer)
+    step = make_train_step(model, loss, optimizer, report=report)
 
     def epoch(state, x, target, key=None):
         num_examples = count_examples("make_train_epoch", x, target)
         x, target = jnp.asarray(x), jnp.asarray(target)
         if shuffle and key is None:
             raise ValueError("make_train_epoch: expected a key to shuffle with, got None")
+        check_step_key("make_train_epoch", model, key)
         shuffle_key, step_key = (None, None) if key is None else jax.random.split(key)
         num_full = num_examples // batch_size
         axes, num_shards, on_shards = _shards(x, num_examples, batch_size)
@@ -89,17 +98,18 @@ def make_train_epoch(
             index, batch = numbered_batch
             if shuffle and not is_copied:
                 batch = gather(*batch, x, target)
-            return step(state, *batch, fold_key(step_key, index))
+            state, *results = step(state, *batch, fold_key(step_key, index))
+            return state, results
 
         full, rest = divide(shuffle_key, x, target)
-        losses = []
+        parts = []
         if num_full:
-            state, values = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), full))
-            losses.append(values)
+            state, results = jax.lax.scan(numbered_step, state, (jnp.arange(num_full), full))
+            parts.append(results)
         if num_full * batch_size < num_examples:
-            state, value = numbered_step(state, (num_full, rest))
-            losses.append(value[None])
-        return state, jnp.concatenate(losses)
+            state, results = numbered_step(state, (num_full, rest))
+            parts.append(jax.tree.map(lambda result: jnp.asarray(result)[None], results))
+        return state, *jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
     return jax.jit(epoch, donate_argnums=0 if donate else ())
 

@@ -51,25 +51,38 @@ class Layer(_Triple):
         rebuild: a function: rebuild(*layers) makes the same combinator or transform from other
             layers. None for a layer without layers inside.
         settings: what a combinator or transform has beside its layers, for print: {"n": 3}.
+        draws: whether forward draws random numbers with its key, as Dropout's does. By default it
+            does if a layer inside does. Training refuses such a layer without a key.
 
     After _replace the name stays. The inside is forgotten, because the new functions need not call
-    the layers in it.
+    the layers in it. Whether the layer draws is forgotten with its forward.
     """
 
     def __new__(
-        cls, init, forward, backward, *, name=None, layers=(), rebuild=None, settings=None
+        cls,
+        init,
+        forward,
+        backward,
+        *,
+        name=None,
+        layers=(),
+        rebuild=None,
+        settings=None,
+        draws=None,
     ) -> "Layer":
         layer = super().__new__(cls, init, forward, backward)
         name, layers = name or _enclosing_function(forward), tuple(layers)
         inside = {"name": name, "layers": layers, "rebuild": rebuild, "settings": settings or {}}
-        vars(layer).update(inside)  # not by assignment, which __setattr__ forbids
+        draws = any(inner.draws for inner in layers) if draws is None else draws
+        vars(layer).update(inside, draws=draws)  # not by assignment, which __setattr__ forbids
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Layer cannot be changed; _replace({name}=...) makes another")
 
     def _replace(self, **functions) -> "Layer":
-        return Layer(*_Triple(*self)._replace(**functions), name=self.name)
+        draws = self.draws and "forward" not in functions
+        return Layer(*_Triple(*self)._replace(**functions), name=self.name, draws=draws)
 
     def __repr__(self) -> str:
         if not self.layers:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fnn._checks import as_array, check_choice, check_integer, have_same_shapes
+from fnn._checks import as_array, check_choice, check_integer, check_key, have_same_shapes
 from fnn._numerics import accumulation_dtype, upcast
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
@@ -115,8 +115,7 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
 
     Args:
         batch_size: how many examples (the first axis of x) to evaluate at a time, which bounds the
-            memory. By default all at once. With a batch_size, the model gets single examples under
-            jax.vmap, and on a mesh each device evaluates its own.
+            memory. By default all at once. On a mesh each device evaluates its own examples.
 
     Raises:
         ValueError: batch_size is not a positive integer, or x has no axis to divide.
@@ -129,7 +128,16 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
         raise ValueError("predict: expected x of shape (n, ...) with batch_size, got ()")
 
     def in_batches(params, x):
-        return jax.lax.map(lambda x: model.forward(params, x)[0], x, batch_size=batch_size)
+        num_full = len(x) // batch_size
+        full, rest = jnp.split(x, [num_full * batch_size])
+        ys = []
+        if num_full:
+            batches = full.reshape(num_full, batch_size, *x.shape[1:])
+            y = jax.lax.map(lambda batch: model.forward(params, batch)[0], batches)
+            ys.append(y.reshape(-1, *y.shape[2:]))
+        if len(rest) or not num_full:
+            ys.append(model.forward(params, rest)[0])
+        return jnp.concatenate(ys)
 
     mesh, axes, num_shards = sharded_axes(x)
     if axes and len(x) % num_shards == 0:
@@ -142,18 +150,24 @@ def init_train_state(model: Layer, optimizer: Optimizer, key: jax.Array) -> Trai
     """Fresh parameters drawn with `key`, and the optimizer's state for them.
 
     Raises:
-        ValueError: `model` is not a Layer, or `optimizer` not an Optimizer.
+        ValueError: `model` is not a Layer, `optimizer` not an Optimizer, or `key` not a key.
     """
     check_is_layer("init_train_state", model)
     check_is_optimizer("init_train_state", optimizer)
+    check_key("init_train_state", key)
     # Strong types, as a step returns them: for weak ones JAX would compile the step twice.
     params = jax.tree.map(_strongly_typed, model.init(key))
     return TrainState(params, optimizer.init(params))
 
 
 def make_train_step(
-    model: Layer, loss: Loss, optimizer: Optimizer, *, donate: bool = False
-) -> Callable[..., tuple[TrainState, jax.Array]]:
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    donate: bool = False,
+    report: Callable[[Any, TrainState], Any] | None = None,
+) -> Callable[..., tuple]:
     """A jitted f(state, x, target, key=None) -> (state, loss value before the update).
 
     Shapes: as in loss_and_grads; x and target are the batch.
@@ -165,19 +179,37 @@ def make_train_step(
     Args:
         donate: give the given state's buffers to the new one. This saves the memory of one state;
             the given state cannot be used again.
+        report: (grads, state before the update) -> a pytree of arrays, such as the norms of the
+            grads. f then returns (state, loss value, what report returned).
 
     Raises:
-        ValueError: `model` is not a Layer, `loss` not a Loss, or `optimizer` not an Optimizer.
+        ValueError: `model` is not a Layer, `loss` not a Loss, or `optimizer` not an Optimizer; no
+            key for a model that draws random numbers, such as one with Dropout.
     """
     evaluate = loss_and_grads(model, loss)
     check_is_optimizer("make_train_step", optimizer)
 
     def step(state, x, target, key=None):
+        check_step_key("make_train_step", model, key)
         value, grads = evaluate(state.params, x, target, key)
+        reported = () if report is None else (report(grads, state),)
         params, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return TrainState(params, opt_state), value
+        return TrainState(params, opt_state), value, *reported
 
     return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def check_step_key(name: str, model: Layer, key: Any) -> None:
+    """Check the key of a training step. A model that draws random numbers must have one."""
+    if key is not None:
+        check_key(name, key)
+    elif model.draws:
+        while inside := [layer for layer in model.layers if layer.draws]:
+            model = inside[0]
+        raise ValueError(
+            f"{name}: expected a key, another one for each call, because {model.name} draws random "
+            "numbers, got None"
+        )
 
 
 def count_examples(name: str, x: Any, target: Any) -> int:

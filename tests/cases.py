@@ -55,6 +55,9 @@ LAYERS = {
     "Flatten": LayerCase(fnn.Flatten, (2, 3, 4), (24,)),
     "LayerNorm": LayerCase(lambda: fnn.LayerNorm(3), (3,), (3,)),
     "RMSNorm": LayerCase(lambda: fnn.RMSNorm(3), (3,), (3,)),
+    "Standardize": LayerCase(
+        lambda: fnn.Standardize([0.5, -2.0, 0.0], [2.0, 0.1, 1.0]), (3,), (3,)
+    ),
     "Dropout-without-a-key": LayerCase(lambda: fnn.Dropout(0.5), (3,), (3,)),
     "ReLU": LayerCase(fnn.ReLU, (3,), (3,)),
     "LeakyReLU": LayerCase(fnn.LeakyReLU, (3,), (3,)),

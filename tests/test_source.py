@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.metadata
 import pathlib
 import sys
 
@@ -132,3 +133,7 @@ def test_the_checks_see_what_they_forbid():
 def test_every_public_name_has_a_docstring():
     assert sorted(fnn.__all__) == fnn.__all__
     assert not [name for name in fnn.__all__ if not getattr(fnn, name).__doc__]
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert fnn.__version__ == importlib.metadata.version("fnn")

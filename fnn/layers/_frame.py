@@ -50,6 +50,7 @@ def without_params(
     name: str,
     forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
     backward: Callable[[Any, jax.Array], jax.Array],
+    draws: bool = False,
 ) -> Layer:
     """Build a layer without parameters.
 
@@ -57,6 +58,7 @@ def without_params(
         name: the layer's name, also in errors.
         forward: (x, key) -> (y, residuals).
         backward: (residuals, dy) -> dx.
+        draws: whether forward draws random numbers with the key.
     """
 
     def checked_forward(params, x, key=None):
@@ -67,4 +69,4 @@ def without_params(
         check_tree(name, "params", params, ())
         return (), backward(residuals, dy)
 
-    return Layer(lambda key: (), checked_forward, checked_backward, name=name)
+    return Layer(lambda key: (), checked_forward, checked_backward, name=name, draws=draws)

@@ -12,7 +12,8 @@ from fnn.layers._frame import without_params
 def Dropout(rate: float) -> Layer:
     """y = x m / (1 - rate), dx = dy m / (1 - rate), with m = 0 with probability `rate`, else 1.
 
-    Without a key, in evaluation mode, y = x and dx = dy. Srivastava et al., 2014.
+    Without a key, in evaluation mode, y = x and dx = dy. make_train_step and make_train_epoch ask
+    for a key. Srivastava et al., 2014.
 
     Residuals: the mask m, a byte for each element, because drawing it again would be slow.
 
@@ -46,4 +47,4 @@ def Dropout(rate: float) -> Layer:
         dy = check_array(name, "dy", dy, *x_type)
         return dy if mask is None else drop(mask, dy)
 
-    return without_params(name, forward, backward)
+    return without_params(name, forward, backward, draws=True)
