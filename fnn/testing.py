@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fnn._checks import is_floating, note_on_error
+from fnn._checks import check_key, is_floating, note_on_error
 from fnn._numerics import cast_floating
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
@@ -45,9 +45,10 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
             of the disagreement); grads and dx differ from params and x in structure, shape or
             dtype; y is not float64, so that something in forward is less exact; forward does not
             return (y, residuals), or backward not (grads, dx).
-        ValueError: `layer` is not a Layer.
+        ValueError: `layer` is not a Layer, or `key` not a key.
     """
     check_is_layer("check_layer", layer)
+    check_key("check_layer", key)
     with jax.enable_x64(True):
         init_key, noise_key, dy_key, layer_key = jax.random.split(key, 4)
 
