@@ -1,6 +1,8 @@
 """Numerics that several modules share: dtypes of sums, norms, indices, shardings."""
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,33 +45,80 @@ def log_of(number: float | jax.Array) -> float | jax.Array:
     return math.log(number) if number > 0 else -math.inf
 
 
-def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """sqrt(sum of squares) along `axis`, or over all axes; the axes stay, with length 1.
+def unit_for_sum(count: Any) -> float:
+    """A power of two in which the sum of `count` numbers is at most the largest of them.
 
-    The result has the accumulation dtype. The numbers are divided by the largest before they are
-    squared, so that the squares cannot overflow.
+    So a mean is computed as sum(numbers * unit) / (count * unit): its sum cannot overflow, and
+    powers of two round nothing. Under jax.export a count may be symbolic; its unit is 1.
     """
-    array = upcast(array)
-    largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
-    squares = jnp.square(array / jnp.where((largest == 0) | jnp.isinf(largest), 1, largest))
-    # The sum is at least 1, unless all numbers are 0. maximum avoids sqrt's infinite derivative.
-    return largest * jnp.sqrt(jnp.maximum(jnp.sum(squares, axis, keepdims=True), 1))
+    return 2.0 ** -(count - 1).bit_length() if isinstance(count, int) and count > 0 else 1.0
+
+
+def power_of_two(
+    arrays: Sequence[jax.Array], axis: int | tuple[int, ...] | None, floor: Any = 0
+) -> jax.Array:
+    """A power of two near the largest |number| along `axis`, or near `floor` if that is larger.
+
+    In this unit no square overflows. Dividing by a power of two rounds nothing. To jax.jvp the unit
+    is a constant, because it cancels. Along an axis, the axis stays, with length 1. The unit of 0
+    is 1, if the floor is 0 too.
+    """
+    finite = jnp.finfo(arrays[0].dtype)
+    along = {"axis": axis, "keepdims": axis is not None}
+    largest = functools.reduce(
+        jnp.maximum, (jnp.max(jnp.abs(array), initial=0, **along) for array in arrays)
+    )
+    largest = jnp.maximum(largest, jnp.asarray(floor, finite.dtype))
+    # XLA may divide by multiplying with the reciprocal, which must not be taken for 0.
+    largest = jnp.clip(jnp.where(largest == 0, 1, largest), 4 * finite.tiny, finite.max / 4)
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), f"uint{finite.bits}")
+    # Without the bits of its mantissa, a number is a power of two.
+    return jax.lax.bitcast_convert_type(bits >> finite.nmant << finite.nmant, finite.dtype)
+
+
+def norm(array: Any) -> jax.Array:
+    """sqrt(sum of squares) of all of the array, in the accumulation dtype."""
+    unit, rest = norm_in_parts([upcast(array)])
+    return unit * rest
 
 
 def global_norm(tree: Any) -> jax.Array:
     """The norm () of all the tree's leaves together, in JAX's default floating dtype."""
-    norms = [norm(jnp.asarray(leaf, float)).reshape(1) for leaf in jax.tree.leaves(tree)]
-    return norm(jnp.concatenate([jnp.zeros(1), *norms]))[0]
+    unit, rest = global_norm_in_parts(tree)
+    return unit * rest
 
 
-def clipping_factor(value: jax.Array, max_norm: float | jax.Array) -> jax.Array:
-    """min(1, max_norm / value), of the shape and dtype of `value`, which is a norm.
+def global_norm_in_parts(tree: Any) -> tuple[jax.Array, jax.Array]:
+    """norm_in_parts of all the tree's leaves, in JAX's default floating dtype."""
+    return norm_in_parts([jnp.zeros(()), *(jnp.asarray(a, float) for a in jax.tree.leaves(tree))])
 
-    A max_norm beyond the finite positive numbers of that dtype becomes the nearest of them.
+
+def norm_in_parts(
+    arrays: Sequence[jax.Array], axis: int | tuple[int, ...] | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Two factors of the norm of all the arrays together: a power of two, and the rest.
+
+    The product of the two can overflow, but the two cannot. Along an axis, the axis stays.
     """
-    finite = jnp.finfo(value.dtype)
-    limit = jnp.clip(jnp.asarray(max_norm, value.dtype), finite.tiny, finite.max)
-    return limit / jnp.maximum(value, limit)
+    unit = power_of_two(arrays, axis)
+    along = {"axis": axis, "keepdims": axis is not None}
+    squares = sum(jnp.sum(jnp.square(array / unit), **along) for array in arrays)
+    # The inner where avoids sqrt's infinite derivative at 0.
+    return unit, jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
+
+
+def clip_norm(
+    array: jax.Array, unit: jax.Array, rest: jax.Array, max_norm: float | jax.Array
+) -> jax.Array:
+    """array * min(1, max_norm / norm), for the norm unit * rest of norm_in_parts.
+
+    A max_norm beyond the finite positive numbers of the dtype becomes the nearest of them.
+    """
+    finite = jnp.finfo(array.dtype)
+    limit = jnp.clip(jnp.asarray(max_norm, array.dtype), finite.tiny, finite.max)
+    unit, rest = unit.astype(array.dtype), rest.astype(array.dtype)
+    clipped = array / unit * (limit / jnp.maximum(rest, 1))
+    return jnp.where(unit * rest <= limit, array, clipped)
 
 
 def mark_invalid(indices: jax.Array, length: int) -> jax.Array:

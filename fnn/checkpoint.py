@@ -49,9 +49,12 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
         TypeError: the note is of another type; JAX has no such dtype as an array of numpy's has.
         OSError: the file cannot be written.
     """
-    leaves, kinds = _survey("save", tree)
-    head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
-    _check_note(note)
+    try:
+        leaves, kinds = _survey("save", tree)
+        head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
+        _check_note(note)
+    except RecursionError:
+        raise ValueError("save: the tree or the note is nested too deep") from None
     with replace_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, HEAD, head)
         for name, leaf in leaves.items():

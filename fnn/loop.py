@@ -107,7 +107,7 @@ def run_epochs(
     """
     num_epochs = check_integer("run_epochs", "num_epochs", num_epochs, 1)
     checkpoint_every = check_integer("run_epochs", "checkpoint_every", checkpoint_every, 1)
-    history = [*history]
+    columns, history = [*columns], [*history]
     writes = checkpoint is not None and jax.process_index() == 0
     if writes and not history:
         with contextlib.suppress(FileNotFoundError):
@@ -168,6 +168,7 @@ def load_checkpoint(
             pass
         case _:
             raise ValueError(f"{checkpoint}: not the checkpoint of a training")
+    columns = [*columns]
     ours, theirs = settings or {}, theirs or {}
     differences = [
         f"{name.replace('_', ' ')} {theirs.get(name, 'unset')}, not {ours.get(name, 'unset')}"
@@ -232,6 +233,7 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], N
 
     On a terminal it is one line, rewritten at most ten times a second; else ten lines in all.
     """
+    total = check_integer("progress", "total", total, 1)
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     shown, shown_at = None, -math.inf
 

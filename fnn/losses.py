@@ -10,6 +10,7 @@ Every loss is s times a sum of terms. The reduction gives the scale s:
 prediction's dtype. Residuals: the derivative itself, of prediction's shape and dtype.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array, check_choice, check_positive, check_type
-from fnn._numerics import mark_invalid, upcast
+from fnn._numerics import mark_invalid, unit_for_sum, upcast
 from fnn.layers.activations import log_softmax
 
 
@@ -44,9 +45,9 @@ def MSELoss(reduction: str = "mean") -> Loss:
         ValueError: unknown reduction; target's shape is not prediction's; a mean over nothing.
     """
 
-    def evaluate(prediction, target):
-        difference = prediction - target
-        return jnp.square(difference), 2 * difference
+    def evaluate(prediction, target, unit):
+        difference = unit * prediction - unit * target
+        return difference * (difference / unit), 2 * difference
 
     return _loss("MSELoss", reduction, evaluate)
 
@@ -57,9 +58,8 @@ def L1Loss(reduction: str = "mean") -> Loss:
     Where the two are equal, the derivative is 0. Shapes, Raises: as MSELoss.
     """
 
-    def evaluate(prediction, target):
-        difference = prediction - target
-        return jnp.abs(difference), jnp.sign(difference)
+    def evaluate(prediction, target, unit):
+        return jnp.abs(unit * prediction - unit * target), unit * jnp.sign(prediction - target)
 
     return _loss("L1Loss", reduction, evaluate)
 
@@ -75,10 +75,11 @@ def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
     """
     check_positive("HuberLoss", "delta", delta)
 
-    def evaluate(prediction, target):
-        difference, limit = prediction - target, jnp.asarray(delta, prediction.dtype)
+    def evaluate(prediction, target, unit):
+        difference = unit * prediction - unit * target
+        limit = unit * jnp.asarray(delta, prediction.dtype)
         clipped = jnp.clip(difference, -limit, limit)
-        return clipped * (difference - clipped / 2), clipped
+        return clipped / unit * (difference - clipped / 2), clipped
 
     return _loss("HuberLoss", reduction, evaluate)
 
@@ -92,10 +93,10 @@ def BCEWithLogitsLoss(reduction: str = "mean") -> Loss:
     Shapes, Raises: as MSELoss; target holds probabilities, from 0 to 1.
     """
 
-    def evaluate(logit, target):
+    def evaluate(logit, target, unit):
         if_one = _product(target, jax.nn.softplus(-logit))
         if_zero = _product(1 - target, jax.nn.softplus(logit))
-        return if_one + if_zero, jax.nn.sigmoid(logit) - target
+        return unit * (if_one + if_zero), unit * (jax.nn.sigmoid(logit) - target)
 
     return _loss("BCEWithLogitsLoss", reduction, evaluate)
 
@@ -118,10 +119,10 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
         ValueError: unknown reduction; a target of another shape or dtype; a mean over nothing.
     """
 
-    def evaluate(logits, t):
+    def evaluate(logits, t, unit):
         log_p = log_softmax(logits, -1)
         terms = 0 - jnp.sum(_product(t, log_p), axis=-1)  # 0 minus the sum is not -0
-        return terms, jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t
+        return unit * terms, unit * (jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t)
 
     def probabilities(logits, target):
         target = as_array("CrossEntropyLoss", "target", target)
@@ -147,22 +148,24 @@ def _product(weight, value):
 
 
 def _loss(name, reduction, evaluate, shape=(...,), convert=None):
-    """Build a Loss from evaluate(prediction, target) -> (terms, their derivatives).
+    """Build a Loss from evaluate(prediction, target, unit) -> (terms, their derivatives).
 
-    evaluate gets both arguments in the accumulation dtype. There is a term for each element, or, if
-    `shape` has classes, for each example. By default the target must have the prediction's shape;
-    convert(prediction, target) replaces this check.
+    evaluate gets both arrays in the accumulation dtype, and returns both multiplied by the unit, a
+    power of two: then the sum of terms overflows only if their mean does. There is a term for each
+    element, or, if `shape` has classes, for each example. By default the target must have the
+    prediction's shape; convert(prediction, target) replaces this check.
     """
     check_choice(name, "reduction", reduction, ("mean", "sum", "batchmean"))
 
-    def scale(terms, prediction):
+    def divisor(prediction):
+        """1 / s."""
         if reduction == "sum":
-            return 1.0
+            return 1
         if prediction.size == 0:
             raise ValueError(f"{name}: expected at least one element, got shape {prediction.shape}")
         if reduction == "mean":
-            return 1.0 / terms.size
-        return 1.0 / (len(prediction) if prediction.ndim > 1 else 1)
+            return math.prod(prediction.shape[: prediction.ndim - len(shape) + 1])
+        return prediction.shape[0] if prediction.ndim > 1 else 1
 
     def forward(prediction, target):
         prediction = check_array(name, "prediction", prediction, shape)
@@ -171,8 +174,10 @@ def _loss(name, reduction, evaluate, shape=(...,), convert=None):
             target = convert(wide, target)
         else:
             target = check_array(name, "target", target, wide.shape, wide.dtype)
-        terms, derivatives = evaluate(wide, target)
-        s = scale(terms, prediction)
+        count = divisor(prediction)
+        unit = unit_for_sum(count)
+        terms, derivatives = evaluate(wide, target, unit)
+        s = 1.0 / (count * unit)
         value = s * jnp.sum(terms)
         return value.astype(prediction.dtype), (s * derivatives).astype(prediction.dtype)
 

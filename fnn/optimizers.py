@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import check_nonnegative, check_positive, check_tree, check_type
-from fnn._numerics import clipping_factor, global_norm, log_of, upcast
+from fnn._numerics import clip_norm, global_norm_in_parts, log_of, upcast
 from fnn.schedules import Schedule
 
 LAST_STEP = 2**31 - 1  # the largest int32: step counters stay there
@@ -159,7 +159,12 @@ def adam(
 
 def _one_minus_power(base, exponent, dtype):
     """1 - base^exponent, for an exponent of at least 1, exact also where base is close to 1."""
-    return -jnp.expm1(exponent.astype(dtype) * jnp.asarray(log_of(base), dtype))
+    exponent = exponent.astype(dtype)
+    if not isinstance(base, jax.core.Tracer):
+        return -jnp.expm1(exponent * jnp.asarray(log_of(base), dtype))
+    base = jnp.asarray(base, dtype)
+    by_log = -jnp.expm1(exponent * jnp.log(jnp.where(base == 0, 1, base)))
+    return jnp.where(base == 0, 1 - base**exponent, by_log)  # log has no derivative at 0
 
 
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Optimizer:
@@ -177,9 +182,9 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Op
 
     def update(grads, state, params):
         check_tree("clip_by_global_norm", "grads", grads, params)
-        factor = clipping_factor(global_norm(grads), max_norm)
-        scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), jax.tree.map(upcast, grads))
-        return optimizer.update(_round_like(scaled, grads), state, params)
+        parts = global_norm_in_parts(grads)
+        clipped = jax.tree.map(lambda g: clip_norm(upcast(g), *parts, max_norm), grads)
+        return optimizer.update(_round_like(clipped, grads), state, params)
 
     return Optimizer(optimizer.init, update)
 
@@ -190,7 +195,8 @@ def check_is_optimizer(name: str, optimizer: Any) -> None:
 
 
 def _next_step(step):
-    return jnp.minimum(step, LAST_STEP - 1) + 1
+    last = min(LAST_STEP, jnp.iinfo(step.dtype).max)
+    return jnp.minimum(step, last - 1) + 1
 
 
 def _rate_at(name, learning_rate):

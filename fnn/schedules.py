@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_integer, check_nonnegative
+from fnn._checks import check_integer, check_nonnegative, clip_64_bits
 from fnn._numerics import log_of
 
 Schedule = Callable[[Any], Any]  # step -> rate, both scalars, possibly traced
@@ -90,6 +90,7 @@ def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.
         raise ValueError(f"{name}: expected boundaries with values, got traced ones")
     if any(later <= earlier for earlier, later in pairwise(boundaries)):
         raise ValueError(f"{name}: expected boundaries in increasing order, got {boundaries}")
+    values = [*values]
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"{name}: expected {len(boundaries) + 1} values, one more than boundaries, "
@@ -99,7 +100,10 @@ def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.
         check_nonnegative(name, "each value", value)
 
     def rate_at(step):
-        step = jnp.asarray(step, int)
+        step = jnp.asarray(min(step, 2**31 - 1) if isinstance(step, int) else clip_64_bits(step))
+        if step.dtype == jnp.uint32:
+            step = jnp.minimum(step, 2**31 - 1)
+        step = step.astype(int)
         passed = jnp.searchsorted(jnp.array(boundaries, int), step, side="right")
         return jnp.stack([jnp.asarray(value, float) for value in values])[passed]
 

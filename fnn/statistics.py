@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array
-from fnn._numerics import accumulation_dtype, upcast
+from fnn._numerics import accumulation_dtype, power_of_two, upcast
 from fnn.layer import Layer, transformed, type_of
 from fnn.layers.linear import contract
 
@@ -82,8 +82,16 @@ def linear_squared_norms(
         return jnp.einsum("...sf,...tf->...st", array, array, preferred_element_type=dtype)
 
     xs, dys = (array.reshape(*batch, positions, array.shape[-1]) for array in (x, dy))
+    # In these units no square overflows: one for each position of x and of dy, one for each dW.
+    unit_x, unit_dy = (power_of_two([array], -1) for array in (xs, dys))
+    sizes = upcast(unit_x) * upcast(unit_dy)
+    unit = power_of_two([sizes], (-2, -1))
+    scaled_dys = dys / unit_dy * (sizes / unit).astype(dys.dtype)
+    products = inner_products(xs / unit_x) * inner_products(scaled_dys)
     # Rounding may make a sum that should be 0 slightly negative.
-    grads = {"W": jnp.maximum(jnp.sum(inner_products(xs) * inner_products(dys), axis=(-2, -1)), 0)}
+    squares = jnp.maximum(jnp.sum(products, axis=(-2, -1)), 0)
+    unit = jnp.squeeze(unit, (-2, -1))
+    grads = {"W": squares * unit * unit}
     if "b" in params:
         grads["b"] = jnp.sum(jnp.square(jnp.sum(upcast(dys), axis=-2)), axis=-1)
     return grads, contract(dy, W, -1, 0).astype(x.dtype)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fnn._checks import check_choice, check_integer
-from fnn._numerics import accumulation_dtype, upcast
+from fnn._checks import as_array, check_array, check_choice, check_integer, is_floating
+from fnn._numerics import accumulation_dtype, unit_for_sum
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, check_is_optimizer
@@ -39,7 +39,10 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
         prediction, residuals = model.forward(params, x, key)
         value, loss_residuals = loss.forward(prediction, target)
         _check_value("loss_and_grads", value)
-        grads, _ = model.backward(params, residuals, loss.backward(loss_residuals))
+        d_prediction = check_array(
+            "loss_and_grads", "d_prediction", loss.backward(loss_residuals), jnp.shape(prediction)
+        )
+        grads, _ = model.backward(params, residuals, d_prediction)
         return value, grads
 
     return evaluate
@@ -72,9 +75,11 @@ def accumulate_gradients(
     """
     count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
     check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
+    unit = unit_for_sum(count) if reduction == "mean" else 1
 
     def evaluate(params, x, target, key=None):
-        x, target = jnp.asarray(x), jnp.asarray(target)
+        x = as_array("accumulate_gradients", "x", x)
+        target = as_array("accumulate_gradients", "target", target)
         num_examples = count_examples("accumulate_gradients", x, target)
         if num_examples % count:
             raise ValueError(
@@ -91,7 +96,10 @@ def accumulate_gradients(
             return loss_and_grads_fn(params, *part, *part_key)
 
         def add_part(total, index):
-            return jax.tree.map(lambda a, b: a + upcast(b), total, evaluate_part(index)), None
+            values = evaluate_part(index)
+            return jax.tree.map(
+                lambda a, b: a + unit * jnp.asarray(b, a.dtype), total, values
+            ), None
 
         like = jax.eval_shape(evaluate_part, 0)
         _check_value("accumulate_gradients", like[0])
@@ -100,9 +108,12 @@ def accumulate_gradients(
             raise ValueError(
                 f"accumulate_gradients: expected grads of shapes {expected}, got {got}"
             )
-        zeros = jax.tree.map(lambda a: jnp.zeros_like(a, accumulation_dtype(a.dtype)), like)
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, accumulation_dtype(a.dtype) if is_floating(a) else float),
+            like,
+        )
         total, _ = jax.lax.scan(add_part, zeros, jnp.arange(count))
-        divisor = count if reduction == "mean" else 1
+        divisor = count * unit if reduction == "mean" else 1
         return jax.tree.map(lambda a, b: (a / divisor).astype(b.dtype), total, like)
 
     return evaluate
@@ -124,7 +135,7 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
     if batch_size is None:
         return model.forward(params, x)[0]
     batch_size = check_integer("predict", "batch_size", batch_size, 1)
-    x = jnp.asarray(x)
+    x = as_array("predict", "x", x)
     if x.ndim == 0:
         raise ValueError("predict: expected x of shape (n, ...) with batch_size, got ()")
 
@@ -198,6 +209,8 @@ def count_examples(name: str, x: Any, target: Any) -> int:
 
 
 def _check_value(name, value):
+    if value is None:
+        raise ValueError(f"{name}: expected a loss value of shape (), got None")
     if jnp.shape(value) != ():
         raise ValueError(
             f"{name}: expected a loss value of shape (), got {jnp.shape(value)}; "
@@ -209,4 +222,4 @@ def _strongly_typed(leaf):
     """The leaf as an array that is not weakly typed."""
     if isinstance(leaf, jax.Array) and not leaf.weak_type:
         return leaf
-    return jnp.asarray(leaf, jnp.asarray(leaf).dtype)
+    return jnp.array(leaf, jnp.asarray(leaf).dtype)  # a copy of the caller's memory

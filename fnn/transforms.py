@@ -20,7 +20,7 @@ from fnn._checks import (
     is_floating,
     note_on_error,
 )
-from fnn._numerics import cast_floating, clipping_factor, norm, upcast
+from fnn._numerics import cast_floating, clip_norm, norm_in_parts, upcast
 from fnn.layer import Layer, check_is_layer, fold_key, transformed, type_of
 
 
@@ -36,7 +36,7 @@ def remat(layer: Layer) -> Layer:
 
     def forward(params, x, key=None):
         y, _ = layer.forward(params, x, key)
-        return y, (jnp.asarray(x), key)
+        return y, (as_array("remat", "x", x), key)
 
     def forward_and_backward(params, x, key, dy):
         _, residuals = layer.forward(params, x, key)
@@ -90,7 +90,8 @@ def repeat(layer: Layer, n: int) -> Layer:
             return y, _each_array_once(residuals)
 
         with note_on_error("in repeat, forward"):
-            y, (arrays, sharing) = jax.lax.scan(step, jnp.asarray(x), (jnp.arange(n), params))
+            x = as_array("repeat", "x", x)
+            y, (arrays, sharing) = jax.lax.scan(step, x, (jnp.arange(n), params))
         return y, (_rebuild(arrays, sharing), type_of(y))
 
     def backward(params, residuals, dy):
@@ -134,7 +135,7 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
         raise ValueError(f"with_compute_dtype: expected a floating dtype, got {dtype!r}")
 
     def forward(params, x, key=None):
-        x = jnp.asarray(x)
+        x = as_array("with_compute_dtype", "x", x)
         y, residuals = layer.forward(*cast_floating((params, x), dtype), key)
         return (y.astype(x.dtype) if is_floating(x) else y), (residuals, type_of(x))
 
@@ -210,7 +211,7 @@ def clip_gradient(
     def clip(dx):
         first = 1 if dx.ndim > 1 else 0
         own_axes = tuple(range(first, dx.ndim)) if axis is None else axis
-        return dx * clipping_factor(norm(dx, own_axes), max_norm)
+        return clip_norm(dx, *norm_in_parts([dx], own_axes), max_norm)
 
     rebuild = functools.partial(clip_gradient, max_norm=max_norm, axis=axis)
     return _with_dx(layer, rebuild, clip)

@@ -38,7 +38,8 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
         return ReLU()  # because 0 * -inf is NaN
 
     def scaled(values):
-        return jnp.asarray(negative_slope, values.dtype) * values
+        wide = upcast(values)
+        return (jnp.asarray(negative_slope, wide.dtype) * wide).astype(values.dtype)
 
     return _keep_y(
         f"LeakyReLU({negative_slope})",
@@ -69,11 +70,12 @@ def ELU(alpha: float = 1.0) -> Layer:
     check_nonnegative("ELU", "alpha", alpha)
 
     def function(x):
-        below = jnp.asarray(alpha, x.dtype) * jnp.expm1(jnp.where(x > 0, 0, x))
-        return jnp.where(x > 0, x, below)
+        below = jnp.expm1(upcast(jnp.where(x > 0, 0, x)))
+        return jnp.where(x > 0, x, (jnp.asarray(alpha, below.dtype) * below).astype(x.dtype))
 
     def pullback(y, dy):
-        return jnp.where(y > 0, dy, dy * (y + jnp.asarray(alpha, y.dtype)))
+        slope = upcast(y) + jnp.asarray(alpha, upcast(y).dtype)
+        return jnp.where(y > 0, dy, (upcast(dy) * slope).astype(dy.dtype))
 
     return _keep_y(f"ELU({alpha})", function, pullback)
 
@@ -136,7 +138,8 @@ def Softmax(axis: int = -1) -> Layer:
         "Softmax",
         axis,
         softmax,
-        lambda y, dy, axis: y * (dy - jnp.sum(dy * y, axis, keepdims=True)),
+        # Halves, because the difference may overflow.
+        lambda y, dy, axis: 2 * (y * (dy / 2 - jnp.sum(dy / 2 * y, axis, keepdims=True))),
     )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import check_array, check_integer, check_nonnegative
-from fnn._numerics import broadcast_last_axis, upcast
+from fnn._numerics import broadcast_last_axis, power_of_two, unit_for_sum, upcast
 from fnn.layer import Layer
 from fnn.layers._frame import with_params
 
@@ -18,7 +18,7 @@ def LayerNorm(dim: int, eps: float = 1e-5, *, dtype: Any = jnp.float32) -> Layer
     dx = (dn - mean(dn) - n * mean(dn * n)) / sqrt(variance + eps);
     dscale = sum of dy * n and dbias = sum of dy, over all leading axes. Ba et al., 2016.
 
-    Residuals: x, and for each example the mean and 1 / sqrt(variance + eps). 16-bit numbers are
+    Residuals: x, and for each example the mean and sqrt(variance + eps). 16-bit numbers are
     computed in float32.
 
     Shapes: x, y (..., dim); params {"scale": (dim,), "bias": (dim,)}, ones and zeros of `dtype`.
@@ -36,7 +36,7 @@ def RMSNorm(dim: int, eps: float = 1e-6, *, dtype: Any = jnp.float32) -> Layer:
     Backward, with dn = dy * scale: dx = (dn - n * mean(dn * n)) / sqrt(mean(x^2) + eps);
     dscale = sum of dy * n over all leading axes. Zhang and Sennrich, 2019.
 
-    Residuals: x, and 1 / sqrt(mean(x^2) + eps) for each example. 16-bit numbers are computed in
+    Residuals: x, and sqrt(mean(x^2) + eps) for each example. 16-bit numbers are computed in
     float32.
 
     Shapes: x, y (..., dim); params {"scale": (dim,)}, ones of `dtype`.
@@ -55,49 +55,54 @@ def _normalization(kind, dim, eps, dtype, centered):
     if centered:
         params["bias"] = ((dim,), jax.nn.initializers.zeros)
 
+    unit_of_mean = unit_for_sum(dim)
+
     def mean(values):
-        return jnp.mean(values, axis=-1, keepdims=True)
+        return jnp.sum(values * unit_of_mean, axis=-1, keepdims=True) / (dim * unit_of_mean)
+
+    def normalize(x, center, root):
+        """(x - center) / root."""
+        unit = unit_of(root)
+        return (x / unit - center / unit if centered else x / unit) * (unit / root)
+
+    def unit_of(root):
+        """What sums and differences are divided by before they are divided by the root.
+
+        At 3e38 they would overflow, and a CPU takes 1 / root for 0.
+        """
+        return power_of_two([4 * root], -1, 4)
 
     def forward(params, x, key=None):
         x = check_array(name, "x", x, (..., dim))
         wide = upcast(x)
         root_eps = jnp.sqrt(jnp.asarray(eps, wide.dtype))
-        unit = _power_of_two(wide, root_eps)
-        center = mean(wide / unit) * unit if centered else None
-        offset = wide - center if centered else wide
-        variance = mean(jnp.square(offset / unit)) + jnp.square(root_eps / unit)
-        inverse = jax.lax.rsqrt(variance) / unit
-        y = offset * inverse * broadcast_last_axis(params["scale"], wide)
+        unit = power_of_two([wide], -1, root_eps)
+        offset = wide / unit
+        center = mean(offset) if centered else None
+        offset = offset - center if centered else offset
+        variance = mean(jnp.square(offset)) + jnp.square(root_eps / unit)
+        center = center * unit if centered else None
+        # In a large unit eps may be 0.
+        root = jnp.maximum(jnp.sqrt(variance) * unit, root_eps)
+        y = normalize(wide, center, root) * broadcast_last_axis(params["scale"], wide)
         if centered:
             y = y + broadcast_last_axis(params["bias"], wide)
-        return y.astype(x.dtype), (x, center, inverse)
+        return y.astype(x.dtype), (x, center, root)
 
     def backward(params, residuals, dy):
-        x, center, inverse = residuals
+        x, center, root = residuals
         x = check_array(name, "residuals", x, (..., dim))
         dy = upcast(check_array(name, "dy", dy, x.shape, x.dtype))
-        n = (upcast(x) - center if centered else upcast(x)) * inverse
+        n = normalize(upcast(x), center, root)
         dn = dy * broadcast_last_axis(params["scale"], dy)
         examples = tuple(range(x.ndim - 1))
         grads = {"scale": jnp.sum(dy * n, axis=examples)}
         if centered:
             grads["bias"] = jnp.sum(dy, axis=examples)
+        unit = unit_of(root)
+        dn = dn / unit
         dx = dn - n * mean(dn * n)
         dx = dx - mean(dn) if centered else dx
-        return grads, (dx * inverse).astype(x.dtype)
+        return grads, (dx * (unit / root)).astype(x.dtype)
 
     return with_params(name, params, dtype, forward, backward)
-
-
-def _power_of_two(x, root_eps):
-    """For each example a power of two near its largest |x|, or near sqrt(eps) if that is larger.
-
-    In this unit no square overflows. Dividing by a power of two rounds nothing. To jax.jvp the unit
-    is a constant, because it cancels.
-    """
-    finite = jnp.finfo(x.dtype)
-    floor = jnp.maximum(root_eps, finite.tiny)
-    largest = jnp.clip(jnp.max(jnp.abs(x), axis=-1, keepdims=True), floor, finite.max)
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), f"uint{finite.bits}")
-    # Without the bits of its mantissa, a number is a power of two.
-    return jax.lax.bitcast_convert_type(bits >> finite.nmant << finite.nmant, x.dtype)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import check_array, check_pair
-from fnn._numerics import sum_of, upcast
+from fnn._numerics import sum_of, unit_for_sum, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
 
@@ -116,16 +116,18 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     def add(first, second, distance):
         return first + second
 
+    unit = unit_for_sum(num_places)
+
     def pool(x):
-        wide = upcast(x)
+        wide = upcast(x) * unit
         if side_by_side and not is_small:
-            return jnp.mean(_blocks(wide, window), (-4, -2)), ()
+            return jnp.sum(_blocks(wide, window), (-4, -2)) / (num_places * unit), ()
         for axis, size, stride in reversed(axes):
             if is_small:
                 wide = sum(_strided(wide, axis, number, size, stride) for number in range(size))
             else:
                 wide = _slide(wide, axis, size, stride, add)
-        return wide / num_places, ()
+        return wide / (num_places * unit), ()
 
     def unpool(kept, dy, shape):
         wide = upcast(dy) / num_places
