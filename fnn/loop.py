@@ -263,7 +263,8 @@ def time_left(start: float, done: int, total: int) -> str:
 def is_finite(tree: Any) -> bool:
     """Whether no floating array of the tree has a NaN or an infinity."""
     # On the host, because compiling the check can take longer than a short training.
-    arrays = (a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact))
+    leaves = (a if hasattr(a, "dtype") else jnp.asarray(a) for a in jax.tree.leaves(tree))
+    arrays = (a for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact))
     return all((abs(array) < math.inf).all() for array in jax.device_get([*arrays]))
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_nonnegative, check_positive, check_tree, check_type
+from fnn._checks import as_array, check_nonnegative, check_positive, check_tree, check_type
 from fnn._numerics import clip_norm, global_norm_in_parts, log_of, upcast
 from fnn.schedules import Schedule
 
@@ -195,7 +195,9 @@ def check_is_optimizer(name: str, optimizer: Any) -> None:
 
 
 def _next_step(step):
-    last = min(LAST_STEP, jnp.iinfo(step.dtype).max)
+    step = jnp.asarray(step)
+    is_integer = jnp.issubdtype(step.dtype, jnp.integer)
+    last = min(LAST_STEP, jnp.iinfo(step.dtype).max) if is_integer else LAST_STEP
     return jnp.minimum(step, last - 1) + 1
 
 
@@ -206,8 +208,9 @@ def _rate_at(name, learning_rate):
 
     def rate_at(step):
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
-        if jnp.shape(rate) != ():
-            raise ValueError(f"{name}: expected a learning rate of shape (), got {jnp.shape(rate)}")
+        shape = as_array(name, "the learning rate", rate).shape
+        if shape != ():
+            raise ValueError(f"{name}: expected a learning rate of shape (), got {shape}")
         return rate
 
     return rate_at

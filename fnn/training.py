@@ -75,6 +75,10 @@ def accumulate_gradients(
     """
     count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
     check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
+    if not callable(loss_and_grads_fn):
+        raise ValueError(
+            f"accumulate_gradients: expected a function, got {loss_and_grads_fn!r:.200}"
+        )
     unit = unit_for_sum(count) if reduction == "mean" else 1
 
     def evaluate(params, x, target, key=None):
@@ -132,6 +136,7 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
     Raises:
         ValueError: batch_size is not a positive integer, or x has no axis to divide.
     """
+    check_is_layer("predict", model)
     if batch_size is None:
         return model.forward(params, x)[0]
     batch_size = check_integer("predict", "batch_size", batch_size, 1)
@@ -183,6 +188,9 @@ def make_train_step(
     check_is_optimizer("make_train_step", optimizer)
 
     def step(state, x, target, key=None):
+        if not (hasattr(state, "params") and hasattr(state, "opt_state")):
+            got = type(state).__name__
+            raise ValueError(f"make_train_step: expected a TrainState first, got a {got}")
         value, grads = evaluate(state.params, x, target, key)
         params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(params, opt_state), value

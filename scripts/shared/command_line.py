@@ -100,6 +100,8 @@ def tell(message: str, start: str = "") -> None:
     """Print a line on stderr with `start` and the script's name before it, if anybody listens."""
     line = f"{pathlib.Path(sys.argv[0]).name}: {message}"
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if sys.stderr is None:  # print would take stdout for it
+        return
     with contextlib.suppress(OSError):
         print(start + line, file=sys.stderr, flush=True)
 
