@@ -148,7 +148,7 @@ def as_array(name: str, what: str, array: Any) -> jax.Array:
     jax.jit cannot do it: JAX wraps its arguments before it runs.
     """
     try:
-        return jnp.asarray(_clip_64_bits(array))
+        return jnp.asarray(clip_64_bits(array))
     except (TypeError, ValueError, OverflowError) as error:
         got = f"{array!r:.80}"
         if hasattr(array, "dtype"):
@@ -156,8 +156,13 @@ def as_array(name: str, what: str, array: Any) -> jax.Array:
         raise ValueError(f"{name}: expected {what} to be an array, got {got}") from error
 
 
-def _clip_64_bits(array):
-    """A NumPy array of 64-bit integers, clipped to the range of JAX's dtype; others as they are."""
+def clip_64_bits(array: Any) -> Any:
+    """A NumPy array of 64-bit integers, clipped to the range of JAX's dtype; others as they are.
+
+    Of a list or tuple, each entry.
+    """
+    if isinstance(array, list | tuple):
+        return [*map(clip_64_bits, array)]
     if isinstance(array, jax.Array) or getattr(array, "dtype", None) not in ("int64", "uint64"):
         return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)

@@ -49,7 +49,10 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
         TypeError: the note is of another type; JAX has no such dtype as an array of numpy's has.
         OSError: the file cannot be written.
     """
-    leaves, kinds = _survey("save", tree)
+    try:
+        leaves, kinds = _survey("save", tree)
+    except RecursionError:
+        raise ValueError("save: the tree is nested too deep") from None
     try:
         head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
     except (ValueError, RecursionError) as error:  # of a note that contains itself, for example

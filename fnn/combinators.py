@@ -133,9 +133,10 @@ def Parallel(*layers: Layer, combine: str = "concat") -> Layer:
         for index, layer in enumerate(layers):
             with note_on_error(f"in layer {index} of Parallel, backward"):
                 grad, dx = layer.backward(params[index], residuals[index], dys[index])
-            if jnp.shape(dx) != x_type.shape:
+            dx = as_array("Parallel", f"dx of layer {index}", dx)
+            if dx.shape != x_type.shape:
                 expected = f"expected dx of layer {index} of shape {x_type.shape}"
-                raise ValueError(f"Parallel: {expected}, got {jnp.shape(dx)}")
+                raise ValueError(f"Parallel: {expected}, got {dx.shape}")
             grads.append(grad)
             dxs.append(dx)
         return tuple(grads), sum_of(dxs)

@@ -134,6 +134,8 @@ def _read_idx(file, typecode, shape, examples):
         parts = [(0, size)]  # where each part begins and ends, in bytes after the header
         shape_read = shape
     else:
+        if not isinstance(examples, Iterable):
+            raise ValueError(f"expected a sequence of numbers of examples, got {examples!r:.80}")
         indices = [_check_example(example, shape) for example in examples]
         example_size = math.prod(shape[1:]) * elements.itemsize
         parts = [(index * example_size, (index + 1) * example_size) for index in indices]

@@ -35,6 +35,7 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
         ValueError: x_shape is no sequence of integers >= 0; what the layers raise for an x of this
             shape and dtype.
     """
+    check_is_layer("summary", model)
     if not isinstance(x_shape, Sequence) or isinstance(x_shape, str | bytes):
         raise ValueError(f"summary: expected x_shape to be a sequence, got {x_shape!r}")
     x_shape = tuple(check_integer("summary", "each length in x_shape", n, 0) for n in x_shape)

@@ -260,9 +260,9 @@ def time_left(start: float, done: int, total: int) -> str:
 def is_finite(tree: Any) -> bool:
     """Whether every floating number in the tree is finite."""
     # On the host, because compiling the check can take longer than a short training.
-    arrays = map(jnp.asarray, jax.tree.leaves(tree))
-    floating = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
-    return all((abs(array) < math.inf).all() for array in jax.device_get(floating))
+    leaves = (a if hasattr(a, "dtype") else jnp.asarray(a) for a in jax.tree.leaves(tree))
+    arrays = [a for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return all((abs(array) < math.inf).all() for array in jax.device_get(arrays))
 
 
 def find_nonfinite_in_epoch(

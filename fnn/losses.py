@@ -121,9 +121,8 @@ def CrossEntropyLoss(reduction: str = "mean") -> Loss:
 
     def evaluate(logits, t):
         log_p = log_softmax(logits, -1)
-        terms = 0 - jnp.sum(
-            _product(t, log_p), axis=-1
-        )  # 0 - sum, because -sum would be -0.0 for a sum of 0
+        # 0 - sum, because -sum would be -0.0 for a sum of 0.
+        terms = 0 - jnp.sum(_product(t, log_p), axis=-1)
         return terms, jnp.exp(log_p) * jnp.sum(t, axis=-1, keepdims=True) - t
 
     def probabilities(logits, target):

@@ -161,7 +161,12 @@ def adam(
 
 def _one_minus_power(base, exponent, dtype):
     """1 - base^exponent, for an exponent of at least 1, exact also where base is close to 1."""
-    return -jnp.expm1(exponent.astype(dtype) * jnp.asarray(log_of(base), dtype))
+    exponent = exponent.astype(dtype)
+    if isinstance(base, jax.core.Tracer):  # log has no derivative at 0
+        base = jnp.asarray(base, dtype)
+        by_log = -jnp.expm1(exponent * jnp.log(jnp.where(base == 0, 1, base)))
+        return jnp.where(base == 0, 1 - base**exponent, by_log)
+    return -jnp.expm1(exponent * jnp.asarray(log_of(base), dtype))
 
 
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Optimizer:

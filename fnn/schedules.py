@@ -89,6 +89,7 @@ def piecewise_constant(boundaries: Sequence[int], values: Sequence[float] | jax.
         raise ValueError(f"{name}: expected boundaries with values, got traced ones")
     if any(later <= earlier for earlier, later in pairwise(boundaries)):
         raise ValueError(f"{name}: expected boundaries in increasing order, got {boundaries}")
+    values = [*values]
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"{name}: expected {len(boundaries) + 1} values, one more than boundaries, "

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fnn._checks import clip_64_bits
+
 
 def data_parallel_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of the devices along one axis, "data", whose type is Auto.
@@ -80,7 +82,9 @@ def sharded_axes(x: jax.Array) -> tuple[Any, tuple[str, ...], int]:
 
 def _place(mesh, spec, tree):
     # Without copies, JAX may share memory with an array that the caller then overwrites or donates.
-    tree = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else copy.copy(a), tree)
+    tree = jax.tree.map(
+        lambda a: a if isinstance(a, jax.Array) else copy.copy(clip_64_bits(a)), tree
+    )
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding, may_alias=False)

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fnn._checks import as_array, check_choice, check_integer, check_key, have_same_shapes
+from fnn._checks import (
+    as_array,
+    check_array,
+    check_choice,
+    check_integer,
+    check_key,
+    have_same_shapes,
+)
 from fnn._numerics import accumulation_dtype, upcast
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
@@ -39,7 +46,9 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
         prediction, residuals = model.forward(params, x, key)
         value, loss_residuals = loss.forward(prediction, target)
         _check_value("loss_and_grads", value)
-        grads, _ = model.backward(params, residuals, loss.backward(loss_residuals))
+        dy = loss.backward(loss_residuals)
+        dy = check_array("loss_and_grads", "d_prediction", dy, jnp.shape(prediction))
+        grads, _ = model.backward(params, residuals, dy)
         return value, grads
 
     return evaluate
@@ -72,6 +81,9 @@ def accumulate_gradients(
     """
     count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
     check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
+    if not callable(loss_and_grads_fn):
+        got = f"{loss_and_grads_fn!r:.200}"
+        raise ValueError(f"accumulate_gradients: expected a function, got {got}")
 
     def evaluate(params, x, target, key=None):
         x, target = (as_array("accumulate_gradients", *a) for a in (("x", x), ("target", target)))
@@ -120,6 +132,7 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
     Raises:
         ValueError: batch_size is not a positive integer, or x has no axis to divide.
     """
+    check_is_layer("predict", model)
     if batch_size is None:
         return model.forward(params, x)[0]
     batch_size = check_integer("predict", "batch_size", batch_size, 1)
@@ -191,6 +204,9 @@ def make_train_step(
 
     def step(state, x, target, key=None):
         check_step_key("make_train_step", model, key)
+        if not (hasattr(state, "params") and hasattr(state, "opt_state")):
+            got = type(state).__name__
+            raise ValueError(f"make_train_step: expected a TrainState first, got a {got}")
         value, grads = evaluate(state.params, x, target, key)
         reported = () if report is None else (report(grads, state),)
         params, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -231,15 +247,14 @@ def count_examples(name: str, x: Any, target: Any) -> int:
 
 
 def _check_value(name, value):
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"{name}: expected a loss value of shape (), got {jnp.shape(value)}; "
-            "reduce it to a sum or a mean"
-        )
+    shape = None if value is None else jnp.shape(value)
+    if shape != ():
+        expected = "a loss value of shape (), such as a sum or a mean"
+        raise ValueError(f"{name}: expected {expected}, got {shape}")
 
 
 def _strongly_typed(leaf):
     """The leaf as an array that is not weakly typed."""
     if isinstance(leaf, jax.Array) and not leaf.weak_type:
         return leaf
-    return jnp.asarray(leaf, jnp.asarray(leaf).dtype)
+    return jnp.array(leaf, jnp.asarray(leaf).dtype)  # a copy of the caller's memory

@@ -5,20 +5,21 @@ alike. A figure is the median over the rounds, of calls that wait for their resu
 it is installed, is measured on the same device. An accelerator gets larger arrays than a CPU.
 """
 
-import functools
-import json
 import os
-import pathlib
-import subprocess
 import sys
-import tempfile
-from itertools import pairwise
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
     die_of_interrupts()  # until run handles them
+
+import functools
+import json
+import pathlib
+import subprocess
+import tempfile
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp

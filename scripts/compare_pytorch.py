@@ -7,17 +7,18 @@
 # ///
 """Train the disk network in fnn and in PyTorch, from the same parameters on the same batches."""
 
-import functools
-import math
-import pathlib
+import os
 import sys
-import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
     die_of_interrupts()  # until run handles them
+
+import functools
+import math
+import time
 
 import jax
 import jax.numpy as jnp

@@ -1,18 +1,19 @@
 """Search the learning rate on the disk task: many rates and seeds in one compiled program."""
 
-import functools
-import itertools
-import math
-import pathlib
+import os
 import sys
-import time
-from typing import NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
     die_of_interrupts()  # until command_line.run handles them
+
+import functools
+import itertools
+import math
+import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

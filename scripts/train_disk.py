@@ -1,14 +1,15 @@
 """Train a small network to tell the points inside a disk from those outside it."""
 
-import functools
-import pathlib
+import os
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
     die_of_interrupts()  # until training.run handles them
+
+import functools
 
 import jax
 import jax.numpy as jnp

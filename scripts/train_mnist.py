@@ -1,17 +1,18 @@
 """Train a network on MNIST, or on any other images and labels in four files of its format."""
 
-import argparse
-import functools
-import hashlib
-import math
-import pathlib
+import os
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # python -I does not look there
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":
     die_of_interrupts()  # until training.run handles them
+
+import argparse
+import functools
+import hashlib
+import math
 
 import jax
 import jax.numpy as jnp

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import check_array, check_nonnegative
-from fnn._numerics import sharding_of
+from fnn._numerics import sharding_of, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
 
@@ -30,9 +30,11 @@ def Dropout(rate: float) -> Layer:
     name = f"Dropout({rate})"
 
     def drop(mask, values):
-        keep_rate = jnp.asarray(1 - rate, values.dtype)
+        wide = upcast(values)
+        keep_rate = jnp.asarray(1 - rate, wide.dtype)
         # At rate 1 nothing is kept. The inner where avoids 0 / 0.
-        return jnp.where(mask, values / jnp.where(keep_rate > 0, keep_rate, 1), 0)
+        kept = wide / jnp.where(keep_rate > 0, keep_rate, 1)
+        return jnp.where(mask, kept.astype(values.dtype), 0)
 
     def forward(x, key):
         x = check_array(name, "x", x, (...,))

@@ -98,7 +98,7 @@ def format_metrics(columns: Iterable[str], metrics: Iterable[float]) -> list[str
 
 def tell(message: str, start: str = "") -> None:
     """Print `start`, the script's name and the message as a line on stderr, if there is one."""
-    if sys.stderr is None:
+    if sys.stderr is None:  # print would take stdout for it
         return
     line = f"{pathlib.Path(sys.argv[0]).name}: {message}"
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -1,6 +1,7 @@
 """What the training scripts share: options, checkpoints, and the loop as the user sees it."""
 
 import argparse
+import contextlib
 import functools
 import math
 import os
@@ -8,7 +9,7 @@ import pathlib
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ import fnn
 from fnn.files import write_rows
 
 CHECKPOINT = "checkpoint.npz"
+# Where an older checkpoint is while a fresh run starts. sole_use removes files of such names.
+HIDDEN = f"{CHECKPOINT}.00000000.unfinished"
 FILES = ["metrics.csv", "params.npz", CHECKPOINT]
 # These options may change from a run to the one that resumes it. Those on processes are among them,
 # so that a run can go on with another number of distributed.
@@ -114,7 +117,7 @@ def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
             if (value := vars(options).get(name, 0)) % count:
                 flag, expected = name.replace("_", "-"), f"a multiple of the {count} devices"
                 raise UserError(f"argument --{flag}: expected {expected}, got {value}")
-        with fnn.interruptions(heard) as interruption:
+        with fnn.interruptions(heard) as interruption, older_checkpoint_hidden(options):
             loop = functools.partial(run_epochs, options, interruption)
             trained, results = train(options, loop)
             summary = report(options, trained, results) if jax.process_index() == 0 else None
@@ -137,6 +140,24 @@ def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
         ],
     }
     return distributed.run(work, options, same)
+
+
+@contextlib.contextmanager
+def older_checkpoint_hidden(options: argparse.Namespace) -> Iterator[None]:
+    """Hide the checkpoint of an older run while a fresh one starts; an error brings it back.
+
+    Else --resume could go on from it if the fresh run is killed. run_epochs removes it for good.
+    """
+    path, hidden = options.output / CHECKPOINT, options.output / HIDDEN
+    is_fresh = not options.resume and jax.process_index() == 0
+    try:
+        if is_fresh and path.exists():
+            os.replace(path, hidden)
+        yield
+    except Exception:
+        if is_fresh and os.path.lexists(hidden):
+            os.replace(hidden, path)
+        raise
 
 
 def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
@@ -181,8 +202,11 @@ def run_epochs(
                 state, history = fnn.load_checkpoint(path, state, options.epochs, columns, **kept)
             except ValueError as error:
                 raise UserError(f"{error}; without --resume the run begins anew") from error
-        elif is_first:  # else --resume could go on from an older run, if this one is killed
-            path.resolve().unlink(missing_ok=True)
+        elif is_first:
+            hidden = options.output / HIDDEN
+            hidden.resolve().unlink(missing_ok=True)
+            if hidden.is_symlink():
+                os.replace(hidden, path)
     state, history = distributed.from_first(timeout, state, history)
     state, key, num_before = *distributed.place(options, (state, key)), len(history)
     num_steps = options.epochs * math.ceil(len(data[0][0]) / options.batch_size)
