@@ -106,7 +106,7 @@ def test_a_dx_that_would_broadcast_is_refused(combine, message, wrap):
 
 def test_a_loss_value_that_is_no_scalar_is_refused():
     rows = fnn.Loss(lambda y, t: (jnp.square(y - t).sum(axis=-1), y - t), lambda d: 2 * d)
-    message = r"loss_and_grads: expected a loss value of shape \(\), got \(6,\)"
+    message = r"loss_and_grads: expected a loss value of shape \(\), .*got \(6,\)"
     with pytest.raises(ValueError, match=message):
         fnn.loss_and_grads(model, rows)(model.init(KEY), x, target)
     values = fnn.accumulate_gradients(lambda params, x, t: (x[:, 0], params), 2)
