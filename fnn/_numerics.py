@@ -51,7 +51,8 @@ def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """
     array = upcast(array)
     largest = jnp.max(jnp.abs(array), axis, keepdims=True, initial=0)
-    # XLA may multiply by 1 / unit, which is subnormal, and then 0, for a unit above max / 4.
+    # XLA may replace x / unit by x * (1 / unit). For a unit above max / 4, 1 / unit is subnormal,
+    # and the CPU rounds it to 0.
     unit = jnp.minimum(largest, jnp.finfo(array.dtype).max / 8)
     squares = jnp.square(array / jnp.where((largest == 0) | jnp.isinf(largest), 1, unit))
     # The largest number adds at least 1 to the sum. If all are 0, maximum makes the sum 1, because

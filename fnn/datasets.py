@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_integer, check_nonnegative, check_number
+from fnn._checks import check_integer, check_key, check_nonnegative, check_number
 from fnn.files import check_regular
 
 IDX_TYPES = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}  # as in array.array
@@ -39,9 +39,10 @@ def sample_disk(
     Shapes: points (num_examples, 2) of `dtype`, labels (num_examples,) int32.
 
     Raises:
-        ValueError: num_examples is not a positive integer; center is not two finite numbers; radius
-            is negative or not finite.
+        ValueError: `key` is not a key; num_examples is not a positive integer; center is not two
+            finite numbers; radius is negative or not finite.
     """
+    check_key("sample_disk", key)
     num_examples = check_integer("sample_disk", "num_examples", num_examples, 1)
     check_nonnegative("sample_disk", "radius", radius)
     given, center, radius = center, jnp.asarray(center, dtype), jnp.asarray(radius, dtype)

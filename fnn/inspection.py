@@ -168,6 +168,7 @@ def find_nonfinite(
         ValueError: it is called under jit, vmap or another transformation of JAX; `model` is not a
             Layer, or `loss` not a Loss.
     """
+    check_is_layer("find_nonfinite", model)
     check_is_loss("find_nonfinite", loss)
     check_has_values("find_nonfinite", (params, x, target, key))
     found = []

@@ -78,7 +78,11 @@ class Layer(_Triple):
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a Layer cannot be changed; _replace({name}=...) makes another")
+        raise AttributeError(f"a Layer cannot be changed: {name} is given to Layer or _replace")
+
+    @classmethod
+    def _make(cls, functions) -> "Layer":
+        return cls(*functions)
 
     def _replace(self, **functions) -> "Layer":
         draws = self.draws and "forward" not in functions

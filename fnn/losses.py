@@ -10,6 +10,7 @@ Every loss is s times a sum of terms. The reduction gives the scale s:
 prediction's dtype. Residuals: the derivative itself, of prediction's shape and dtype.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ def MSELoss(reduction: str = "mean") -> Loss:
     Shapes: prediction and target have the same, arbitrary shape; value ().
 
     Raises:
-        ValueError: unknown reduction; target's shape is not prediction's; a mean over nothing.
+        ValueError: unknown reduction; target's shape is not prediction's; either is not floating;
+            a mean over nothing.
     """
 
     def evaluate(prediction, target):
@@ -175,10 +177,18 @@ def _loss(name, reduction, evaluate, shape=(...,), convert=None):
             target = check_array(name, "target", target, wide.shape, wide.dtype)
         terms, derivatives = evaluate(wide, target)
         s = scale(terms, prediction)
-        value = s * jnp.sum(terms)
+        value = _scaled_sum(s, terms)
         return value.astype(prediction.dtype), (s * derivatives).astype(prediction.dtype)
 
     return Loss(forward, lambda d_prediction: d_prediction)
+
+
+def _scaled_sum(s, terms):
+    """s * sum of the terms. A sum that overflows is avoided if s makes it finite."""
+    if not isinstance(s, float) or s >= 1:  # under jax.export s may be symbolic
+        return s * jnp.sum(terms)
+    half, exponent = math.frexp(s)  # s = half * 2^exponent, and powers of two round nothing
+    return 2 * half * jnp.sum(2.0 ** (exponent - 1) * terms)
 
 
 def check_is_loss(name: str, loss: Any) -> None:

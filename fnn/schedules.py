@@ -1,4 +1,7 @@
-"""Schedules: functions step -> learning rate, for the argument learning_rate of an optimizer."""
+"""Schedules: functions step -> learning rate, for the argument learning_rate of an optimizer.
+
+Step and rate are scalars of shape (). The first step is 0.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 from fnn._checks import check_integer, check_nonnegative
 from fnn._numerics import log_of
 
-Schedule = Callable[[Any], Any]  # step -> rate, both scalars, possibly traced
+Schedule = Callable[[Any], Any]  # step -> rate, possibly traced
 
 
 def constant(rate: float | jax.Array) -> Schedule:
@@ -40,9 +43,11 @@ def cosine_decay(peak: float | jax.Array, total_steps: int, warmup_steps: int = 
     most = math.inf if isinstance(total_steps, jax.core.Tracer) else total_steps - 1
     warmup_steps = check_integer("cosine_decay", "warmup_steps", warmup_steps, 0, most)
 
+    num_decaying = total_steps - warmup_steps
+
     def rate(step):
-        step, warmup, total = (jnp.asarray(a, float) for a in (step, warmup_steps, total_steps))
-        progress = jnp.minimum(1, (step - warmup) / (total - warmup))
+        step, warmup = jnp.asarray(step, float), jnp.asarray(warmup_steps, float)
+        progress = jnp.clip((step - warmup) / jnp.asarray(num_decaying, float), 0, 1)
         decay = (1 + jnp.cos(jnp.pi * progress)) / 2
         share = jnp.where(step < warmup, step / jnp.maximum(1, warmup), decay)
         return jnp.asarray(peak, float) * share
@@ -69,7 +74,9 @@ def exponential_decay(
         start, step, steps = (jnp.asarray(a, float) for a in (rate, step, decay_steps))
         # At step 0 the power is 1. The inner where avoids 0 * log(0).
         exponent = jnp.where(step == 0, 1, step) / steps * jnp.asarray(log, float)
-        return start * jnp.exp(jnp.where(step == 0, 0, exponent))
+        # Two factors, of which neither overflows where their product with the rate does not.
+        root = jnp.exp(jnp.where(step == 0, 0, exponent) / 2)
+        return jnp.where(start == 0, 0, start * root * root)
 
     return rate_at
 

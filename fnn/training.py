@@ -147,7 +147,7 @@ def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None =
         if num_full:
             batches = full.reshape(num_full, batch_size, *x.shape[1:])
             y = jax.lax.map(lambda batch: model.forward(params, batch)[0], batches)
-            ys.append(y.reshape(-1, *y.shape[2:]))
+            ys.append(y.reshape(num_full * batch_size, *y.shape[2:]))
         if len(rest) or not num_full:
             ys.append(model.forward(params, rest)[0])
         return jnp.concatenate(ys)

@@ -29,7 +29,7 @@ def remat(layer: Layer) -> Layer:
     """The layer that keeps only x and the key: backward runs forward again. Chen et al., 2016.
 
     Changes the memory between the passes, at the cost of a second forward pass. Both forward passes
-    draw from the same key.
+    draw from the same key. Raises a ValueError if `layer` is not a Layer.
     """
 
     def forward(params, x, key=None):
@@ -153,6 +153,7 @@ def freeze(layer: Layer) -> Layer:
     """The layer with grads = 0.
 
     Changes grads; dx is as before. Under jit no time is spent on the grads that are replaced.
+    Raises a ValueError if `layer` is not a Layer.
 
     An optimizer may still move the parameters: by weight decay, and, if the layer was trained
     before, by the momentum in the optimizer's state. To freeze in the middle of a training, start
@@ -219,7 +220,8 @@ def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
 
     Changes only who calls backward. Thus code in Flax, Equinox or plain JAX can use a layer and its
     learning rule, under jit, vmap and scan too. jax.jvp has no rule for it. JAX refuses grads of
-    another shape than params, such as those of per_example.
+    another shape than params, such as those of per_example. Raises a ValueError if `layer` is not a
+    Layer.
     """
     check_is_layer("as_jax_function", layer)
 

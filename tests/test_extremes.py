@@ -250,3 +250,27 @@ def test_64_bit_indices_are_not_cut_inside_transforms():
     evaluate = fnn.loss_and_grads(fnn.Identity(), fnn.CrossEntropyLoss())
     value, _ = fnn.accumulate_gradients(evaluate, 2)((), jnp.ones((2, 3)), beyond)
     assert jnp.isnan(value)
+
+
+def test_schedules_do_not_overflow_where_the_rate_does_not():
+    assert fnn.cosine_decay(1.0, 2**24 + 1, 2**24)(2**24) == 1
+    assert fnn.exponential_decay(0.0, 1, 10.0)(1000) == 0
+    assert fnn.exponential_decay(1e-30, 1, 10.0)(50) == pytest.approx(1e20, rel=1e-4)
+
+
+def test_a_mean_loss_is_finite_though_the_sum_of_its_terms_is_not():
+    differences, nothing = jnp.full(4, 1.5e19), jnp.zeros(4)
+    assert fnn.MSELoss().forward(differences, nothing)[0] == pytest.approx(2.25e38, rel=1e-6)
+    assert fnn.L1Loss().forward(jnp.full(2, 3e38), nothing[:2])[0] == pytest.approx(3e38, rel=1e-6)
+
+
+def test_a_key_that_is_none_is_refused_by_name():
+    for make in (
+        lambda: fnn.Linear(2, 3).init(0),
+        lambda: fnn.Dropout(0.5).forward((), jnp.ones(3), 0),
+        lambda: fnn.sample_disk(0, 3),
+    ):
+        with pytest.raises(
+            ValueError, match=r"\w+.*: expected a key such as jax.random.key.0., got"
+        ):
+            make()

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from fnn._checks import check_tree
+from fnn._checks import check_key, check_tree
 from fnn.layer import Layer
 
 
@@ -29,6 +29,7 @@ def with_params(
     like = {entry: jax.ShapeDtypeStruct(shape, dtype) for entry, (shape, _) in specs.items()}
 
     def init(key):
+        check_key(name, key)
         return {
             entry: initializer(jax.random.fold_in(key, index), shape, dtype)
             for index, (entry, (shape, initializer)) in enumerate(specs.items())

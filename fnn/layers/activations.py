@@ -2,6 +2,8 @@
 
 Each keeps one array: y if the derivative can be computed from y, else x. Keeping y is usually free,
 because a Linear that follows keeps the same array.
+
+All raise a ValueError for an x that is not floating, and for a dy of another shape than y.
 """
 
 import math

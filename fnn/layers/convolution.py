@@ -113,7 +113,8 @@ def Conv2d(
         pads, out = pads_and_size(x)
         dy = check_array(name, "dy", dy, (*x.shape[:-3], *out, out_channels), x.dtype)
         images, dys = (array.reshape(-1, *array.shape[-3:]) for array in (x, dy))
-        # Lengths along an axis: x has n, after p zeros; W has k; dy, spread out by stride, has m.
+        # Lengths along an axis: n of x, p of the zeros before x, k of W, and m of dy with the
+        # stride's zeros between its places.
         # A convolution of a with b has len(a) + zeros - len(b) + 1 values. So k values of dW need
         # k + m - 1 - (n + p) zeros after x. And n values of dx need k - 1 - p zeros before dy and
         # n + p - m after it. A negative number crops.

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_nonnegative
+from fnn._checks import check_array, check_key, check_nonnegative
 from fnn._numerics import sharding_of, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
@@ -40,6 +40,7 @@ def Dropout(rate: float) -> Layer:
         x = check_array(name, "x", x, (...,))
         if key is None:
             return x, (None, type_of(x))
+        check_key(name, key)
         numbers = jax.random.uniform(key, x.shape, jnp.float32, out_sharding=sharding_of(x))
         mask = numbers < jnp.asarray(1 - rate, jnp.float32)
         return drop(mask, x), (mask, type_of(x))

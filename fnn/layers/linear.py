@@ -62,9 +62,9 @@ def Linear(
     backward is given dy[i], the derivative of L with respect to y[i]. The chain rule multiplies the
     derivatives along each path from a number to L, and adds up the paths:
 
-        dW[i, j] = dy[i] x[j]                        W[i, j] acts on y[i] alone, x[j] times
-        db[i]    = dy[i]                             b[i] acts on y[i] alone, once
-        dx[j]    = dy[0] W[0, j] + dy[1] W[1, j]     x[j] acts on y[0] and on y[1]: two paths
+        dW[i, j] = dy[i] x[j]                       W[i, j] acts on y[i] alone, by the factor x[j]
+        db[i]    = dy[i]                            b[i] acts on y[i] alone, by the factor 1
+        dx[j]    = dy[0] W[0, j] + dy[1] W[1, j]    x[j] acts on y[0] and on y[1]: two paths
 
     All examples of a batch use the same W and b, so W[i, j] has a path through each example. The
     paths add up: dW = dy^T x, and db is the sum of dy. Each example has an x of its own, so each

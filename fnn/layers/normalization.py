@@ -98,7 +98,8 @@ def _power_of_two(x, root_eps):
     finite = jnp.finfo(x.dtype)
     floor = jnp.maximum(root_eps, finite.tiny)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    # XLA may multiply by 1 / unit, which is subnormal, and then 0, for a unit above max / 4.
+    # XLA may replace x / unit by x * (1 / unit). For a unit above max / 4, 1 / unit is subnormal,
+    # and the CPU rounds it to 0.
     largest = jnp.clip(largest, floor, finite.max / 8)
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), f"uint{finite.bits}")
     # Without the bits of its mantissa, a number is a power of two.

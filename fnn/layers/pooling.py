@@ -51,7 +51,10 @@ def MaxPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
         )
 
     def keep_larger(step):
-        """A join for _slide, on (largest, index) pairs. A place along the axis adds `step`."""
+        """A join for _slide of (largest, index) pairs.
+
+        One place further along the axis, the index in the window is `step` higher.
+        """
 
         def join(first, second, distance):
             (value, place), (other, other_place) = first, second
