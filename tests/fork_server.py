@@ -29,6 +29,9 @@ def become(arguments, environment, folder, out, err):
         (err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 2),
     ):
         os.dup2(os.open(path, flags), number)
+    encoding = environment.get("PYTHONIOENCODING")
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
+    sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)
     os.chdir(folder)
     os.environ.update(environment)
     for name, text in environment.items():

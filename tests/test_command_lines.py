@@ -210,7 +210,13 @@ def test_a_backend_that_is_not_there_is_told_in_one_line(platform, arguments, me
 
 
 def test_a_closed_pipe_ends_the_work_without_a_word():
-    close = "import os\nreader, writer = os.pipe()\nos.close(reader)\nos.dup2(writer, 1)\n"
+    close = """
+import os, sys
+reader, writer = os.pipe()
+os.close(reader)
+sys.stdout = open(writer, "w")
+os.dup2(writer, 1)
+"""
     for work in ("print('x' * 100_000)", "print('x')"):
         assert run(work, before=close) == (141, "")
 
@@ -227,8 +233,8 @@ def test_a_script_says_that_memory_is_not_enough():
 
 
 def test_letters_that_a_terminal_has_not_are_written_as_numbers(tmp_path):
-    work, before = "print('84 \\xb1 1', '\\udce9')", "sys.stdout.reconfigure(encoding='ascii')\n"
-    assert run(work, before=f"import sys\n{before}", out=tmp_path / "out") == (0, "")
+    work = "print('84 \\xb1 1', '\\udce9')"
+    assert run(work, out=tmp_path / "out", PYTHONIOENCODING="ascii") == (0, "")
     assert (tmp_path / "out").read_text() == "84 \\xb1 1 \\udce9\n"
 
 
