@@ -5,7 +5,6 @@ And what goes wrong around them: no traceback there either.
 
 import errno
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -14,15 +13,16 @@ import sys
 import benchmark
 import compare_pytorch
 import grid_search
+import processes
 import pytest
 import record_pytorch
 import train_disk
 import train_mnist
+from processes import SCRIPTS
 from shared import command_line, pytorch
 
 from fnn import files
 
-SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 PROGRAMS = sorted(path.name for path in SCRIPTS.glob("*.py"))
 BAD = {
     train_disk: {
@@ -175,7 +175,7 @@ def test_the_comparison_starts_where_pytorch_is_installed(tmp_path, monkeypatch)
     assert compare_pytorch.main(["--output", str(tmp_path)]) == 0
 
 
-def run(work, *, before="", stdout=subprocess.DEVNULL, **environment):
+def run(work, *, before="", **options):
     """The exit status and the errors of a script that does `work`, a statement."""
     program = (
         f"{before}import sys\nfrom shared import command_line\n"
@@ -183,19 +183,12 @@ def run(work, *, before="", stdout=subprocess.DEVNULL, **environment):
         "sys.argv[0] = 'script.py'\n"
         "sys.exit(command_line.run(work, None))"
     )
-    return run_program("-c", program, stdout=stdout, **environment)
+    return run_program("-c", program, **options)
 
 
-def run_program(*arguments, stdout=subprocess.DEVNULL, **environment):
-    path = os.pathsep.join([str(SCRIPTS), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-    )
-    return result.returncode, result.stderr
+def run_program(*arguments, **options):
+    process = processes.start(arguments, **{"PYTHONPATH": str(SCRIPTS), **options})
+    return process.wait(), process.errors()
 
 
 @pytest.mark.parametrize(
@@ -210,25 +203,28 @@ def run_program(*arguments, stdout=subprocess.DEVNULL, **environment):
 def test_a_backend_that_is_not_there_is_told_in_one_line(platform, arguments, message, tmp_path):
     script = SCRIPTS / "train_disk.py"
     given = [*arguments, "--output", str(tmp_path)]
-    status, errors = run_program(str(script), *given, JAX_PLATFORMS=platform)
+    status, errors = run_program(script, *given, JAX_PLATFORMS=platform)
     assert status == 2
     assert errors.startswith(f"train_disk.py: error: {message}")
     assert errors.count("\n") == 1
 
 
 def test_a_closed_pipe_ends_the_work_without_a_word():
-    reader, writer = os.pipe()
-    os.close(reader)
+    close = """
+import os, sys
+reader, writer = os.pipe()
+os.close(reader)
+sys.stdout = open(writer, "w")
+os.dup2(writer, 1)
+"""
     for work in ("print('x' * 100_000)", "print('x')"):
-        assert run(work, stdout=writer) == (141, "")
-    os.close(writer)
+        assert run(work, before=close) == (141, "")
 
 
 def test_output_that_cannot_be_written_is_told_in_one_line():
-    with open("/dev/full", "w") as full:
-        for work in ("print('x' * 100_000)", "print('x')"):
-            message = "script.py: error: [Errno 28] No space left on device\n"
-            assert run(work, stdout=full) == (1, message)
+    for work in ("print('x' * 100_000)", "print('x')"):
+        message = "script.py: error: [Errno 28] No space left on device\n"
+        assert run(work, out="/dev/full") == (1, message)
 
 
 def test_a_script_says_that_memory_is_not_enough():
@@ -237,9 +233,8 @@ def test_a_script_says_that_memory_is_not_enough():
 
 
 def test_letters_that_a_terminal_has_not_are_written_as_numbers(tmp_path):
-    with open(tmp_path / "out", "w") as out:
-        work = "print('84 \\xb1 1', '\\udce9')"
-        assert run(work, stdout=out, PYTHONIOENCODING="ascii") == (0, "")
+    work = "print('84 \\xb1 1', '\\udce9')"
+    assert run(work, out=tmp_path / "out", PYTHONIOENCODING="ascii") == (0, "")
     assert (tmp_path / "out").read_text() == "84 \\xb1 1 \\udce9\n"
 
 
@@ -250,9 +245,7 @@ def test_messages_are_one_line_without_control_characters(capsys):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_script_finds_its_modules_where_python_does_not_look(name):
-    path = os.pathsep.join([str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
-    arguments = [str(SCRIPTS / name), "--help"]
-    assert run_program(*arguments, PYTHONPATH=path, PYTHONSAFEPATH="1") == (0, "")
+    assert run_program(SCRIPTS / name, "--help", PYTHONPATH="") == (0, "")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -266,10 +259,16 @@ raise SystemExit("it goes on")
     (tmp_path / "jax.py").write_text(program)  # in the place of JAX
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
     try:
-        result = run_program(str(SCRIPTS / name), PYTHONPATH=str(tmp_path))
+        process = subprocess.run(
+            [sys.executable, SCRIPTS / name],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     finally:
         signal.signal(signal.SIGINT, before)
-    assert result == ((1, "it goes on\n") if is_ignored else (-signal.SIGINT, ""))
+    expected = (1, "it goes on\n") if is_ignored else (-signal.SIGINT, "")
+    assert (process.returncode, process.stderr) == expected
 
 
 def test_an_interrupt_is_handled_as_pythons_while_a_script_works():

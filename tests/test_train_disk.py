@@ -2,7 +2,6 @@
 
 import csv
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -13,22 +12,20 @@ import xml.etree.ElementTree
 import chex
 import jax
 import jax.numpy as jnp
+import processes
 import pytest
 import train_disk
+from processes import SCRIPTS
 from shared import disk, training
 
 import fnn
 
 SMALL = ["--epochs", "3", "--train-size", "60", "--test-size", "40", "--hidden", "6", "--quiet"]
-SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "train_disk.py"
+SCRIPT = SCRIPTS / "train_disk.py"
 
 
-def command(*arguments):
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
-
-
-def run(*arguments, **kwargs):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, **kwargs)
+def run(*arguments, **options):
+    return processes.run([SCRIPT, *arguments], **options)
 
 
 def rows(folder):
@@ -38,9 +35,10 @@ def rows(folder):
 
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory):
-    """The main job, with no arguments, in an empty folder."""
+    """The main job, with no arguments, in an empty folder, as a user starts it."""
     folder = tmp_path_factory.mktemp("default")
-    result = run(cwd=folder)
+    command = [sys.executable, SCRIPT]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert result.returncode == 0, result.stderr
     return result, folder / "runs" / "disk"
 
@@ -81,9 +79,15 @@ def test_metrics_have_a_row_an_epoch(default_run):
 
 def test_parameters_are_those_of_the_trained_network(default_run):
     model = disk.make_network([25, 25, 25], "leaky_relu")
-    params = fnn.load(default_run[1] / "params.npz", model.init(jax.random.key(1)))
-    points, labels = fnn.sample_disk(jax.random.key(12345), 2000)
-    assert fnn.accuracy(fnn.predict(model, params, points), labels) > 0.97
+    like = jax.jit(model.init)(jax.random.key(1))
+    params = fnn.load(default_run[1] / "params.npz", like)
+
+    @jax.jit
+    def accuracy(params, key):
+        points, labels = fnn.sample_disk(key, 2000)
+        return fnn.accuracy(fnn.predict(model, params, points), labels)
+
+    assert accuracy(params, jax.random.key(12345)) > 0.97
 
 
 def test_figures_are_drawn(default_run):
@@ -98,8 +102,9 @@ def test_figures_are_drawn(default_run):
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):
-    for name in ("one", "same"):
-        assert run(*SMALL, "--seed", 3, "--output", tmp_path / name).returncode == 0
+    options = [*SMALL, "--seed", "3", "--output"]
+    assert run(*options, tmp_path / "one")[0] == 0
+    subprocess.run([sys.executable, SCRIPT, *options, tmp_path / "same"], check=True)
     for file in ("metrics.csv", "params.npz"):
         one, same = ((tmp_path / name / file).read_bytes() for name in ("one", "same"))
         assert one == same
@@ -129,7 +134,8 @@ def small_run(tmp_path_factory):
     ],
 )
 def test_every_option_takes_effect(change, small_run, tmp_path):
-    assert train_disk.main([*SMALL, *change.split(), "--output", str(tmp_path)]) == 0
+    options = train_disk.parse_options([*SMALL, *change.split(), "--output", str(tmp_path)])
+    assert training.run(train_disk.train, lambda *results: None, options) == 0
     trained, base = ((f / "params.npz").read_bytes() for f in (tmp_path, small_run))
     assert trained != base
 
@@ -138,20 +144,31 @@ def test_results_are_those_of_the_library_by_hand(small_run):
     """Data, batches and metrics of a small run, from the public functions alone."""
     model = fnn.Sequential(fnn.Linear(2, 6), fnn.LeakyReLU(), fnn.Linear(6, 2), fnn.Sigmoid())
     optimizer = fnn.sgd(fnn.cosine_decay(0.5, 3 * 12))
-    train_key, test_key, init_key, epoch_key = jax.random.split(jax.random.key(0), 4)
-    points, labels = fnn.sample_disk(train_key, 60)
-    unseen = fnn.sample_disk(test_key, 40)
-    epoch = fnn.make_train_epoch(model, fnn.MSELoss(), optimizer, 5)
-    state = fnn.init_train_state(model, optimizer, init_key)
-    for number, row in enumerate(rows(small_run), 1):
-        key = jax.random.fold_in(epoch_key, number)
-        state, _ = epoch(state, points, jax.nn.one_hot(labels, 2), key)
-        for name, (x, label) in (("train", (points, labels)), ("test", unseen)):
+
+    @jax.jit
+    def start(key):
+        train_key, test_key, init_key, epoch_key = jax.random.split(key, 4)
+        state = fnn.init_train_state(model, optimizer, init_key)
+        return fnn.sample_disk(train_key, 60), fnn.sample_disk(test_key, 40), state, epoch_key
+
+    (points, labels), unseen, state, epoch_key = start(jax.random.key(0))
+    train_epoch = fnn.make_train_epoch(model, fnn.MSELoss(), optimizer, 5)
+
+    @jax.jit
+    def epoch(state, key):
+        state, _ = train_epoch(state, points, jax.nn.one_hot(labels, 2), key)
+        metrics = []
+        for x, label in ((points, labels), unseen):
             scores = fnn.predict(model, state.params, x)
             mse = jnp.mean(jnp.square(scores - jax.nn.one_hot(label, 2)))
-            accuracy = fnn.accuracy(scores, label)
-            assert float(row[f"{name}_loss"]) == pytest.approx(float(mse), rel=1e-4)
-            assert float(row[f"{name}_accuracy"]) == pytest.approx(float(accuracy), abs=1e-5)
+            metrics += [mse, fnn.accuracy(scores, label)]
+        return state, metrics
+
+    for number, row in enumerate(rows(small_run), 1):
+        state, metrics = epoch(state, jax.random.fold_in(epoch_key, number))
+        for column, value in zip([*row][1:], metrics, strict=True):
+            digits = 1e-5 if column.endswith("accuracy") else 1e-4
+            assert float(row[column]) == pytest.approx(float(value), rel=digits)
     saved = fnn.load(small_run / "params.npz", state.params)
     chex.assert_trees_all_close(saved, state.params, rtol=1e-4, atol=1e-6)
 
@@ -176,7 +193,7 @@ def test_quiet_prints_the_summary_alone(tmp_path, capsys):
 
 
 def test_help_gives_every_option_and_its_default():
-    text = run("--help").stdout
+    _, text, _ = run("--help")
     for option in (
         "--seed", "--epochs", "--batch-size", "--learning-rate", "--schedule", "--momentum",
         "--weight-decay", "--hidden", "--activation", "--reduction", "--train-size",
@@ -190,10 +207,9 @@ def test_help_gives_every_option_and_its_default():
 
 def test_a_folder_in_place_of_a_file_is_found_before_training(tmp_path):
     (tmp_path / "params.npz").mkdir()
-    result = run("--output", tmp_path)
-    assert result.returncode == 2
-    assert "params.npz: Is a directory" in result.stderr
-    assert result.stdout == ""
+    status, output, errors = run("--output", tmp_path)
+    assert (status, output) == (2, "")
+    assert "params.npz: Is a directory" in errors
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
@@ -208,10 +224,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 
 def test_a_run_over_all_devices_says_where_numbers_fail(tmp_path):
     options = [*SMALL, "--batch-size", "8", "--train-size", "64", "--data-parallel"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
-    result = run(*options, "--learning-rate", "1e30", "--output", tmp_path, env=environment)
-    assert result.returncode == 1
-    assert "(first met: layer 2 Linear(6, 2), forward)" in result.stderr
+    options += ["--learning-rate", "1e30", "--output", tmp_path]
+    status, _, errors = run(*options, JAX_NUM_CPU_DEVICES="4")
+    assert status == 1
+    assert "(first met: layer 2 Linear(6, 2), forward)" in errors
 
 
 def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
@@ -228,34 +244,28 @@ def test_a_run_that_diverges_later_keeps_the_epoch_before(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stores_what_there_is_if_nobody_reads(number, tmp_path):
     """As in `train_disk.py 2>&1 | tee log`, where Ctrl-C ends tee too."""
-    with subprocess.Popen(
-        command("--epochs", 10**6, "--output", tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        while not process.stdout.readline().startswith(b"output"):
-            pass
-        process.stdout.close()
-        process.stderr.close()
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 128 + number
+    out = tmp_path / "pipe"
+    os.mkfifo(out)
+    options = ["--epochs", 10**6, "--output", tmp_path]
+    process = processes.start([SCRIPT, *options], out=out, err=out)
+    with open(out) as reader:
+        assert any(line.startswith("output") for line in reader)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
     assert fnn.read_note(tmp_path / "checkpoint.npz")["table"]
 
 
 def test_an_interrupt_writes_what_there_is(tmp_path):
-    with subprocess.Popen(
-        command("--epochs", 10**6, "--output", tmp_path), stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 60
-        metrics = tmp_path / "metrics.csv"
-        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted in epoch" in error
-    assert "--resume" in error
-    assert "Traceback" not in error
+    process = processes.start([SCRIPT, "--epochs", 10**6, "--output", tmp_path])
+    deadline = time.monotonic() + 60
+    metrics = tmp_path / "metrics.csv"
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert "interrupted in epoch" in process.errors()
+    assert "--resume" in process.errors()
+    assert "Traceback" not in process.errors()
     assert (tmp_path / "params.npz").exists()
 
 
