@@ -11,8 +11,7 @@ A program that shows progress, and that goes on from its checkpoint when it is s
     state, history = fnn.load_checkpoint(path, state, 10, columns)
     with fnn.interruptions() as interruption, fnn.progress(10) as report:
         for number, state, history in fnn.run_epochs(
-            run_epoch, state, 10, columns,
-            history=history, checkpoint=path, interruption=interruption,
+            run_epoch, state, 10, columns, history=history, checkpoint=path, interruption=interruption
         ):
             report(number, f"epoch {number}: {history[-1]}")
 """
@@ -34,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import check_integer
-from fnn.checkpoint import load, read_note, save
+from fnn.checkpoint import load, printable, read_note, save
 from fnn.epoch import make_train_epoch
 from fnn.inspection import find_nonfinite
 from fnn.layer import Layer
@@ -152,9 +151,8 @@ def load_checkpoint(
     """(state, history) from the file of run_epochs, or (the given state, []) if there is no file.
 
     run_epochs goes on from there, and ends with the same bits as a run that was never stopped.
-    The loaded state has the structure, shapes and dtypes of `state`, on the default device.
-
-    The arguments are those of run_epochs.
+    The loaded state has the structure, shapes and dtypes of `state`, on the default device. The
+    arguments are those of run_epochs.
 
     Raises:
         ValueError: it is no checkpoint, is cut off or corrupt, has another state, more epochs or
@@ -168,17 +166,18 @@ def load_checkpoint(
             pass
         case _:
             raise ValueError(f"{checkpoint}: not the checkpoint of a training")
-    columns = [*columns]
-    ours, theirs = settings or {}, theirs or {}
+    ours, theirs, columns = settings or {}, theirs or {}, [*columns]
     differences = [
-        f"{name.replace('_', ' ')} {theirs.get(name, 'unset')}, not {ours.get(name, 'unset')}"
+        f"{printable(name.replace('_', ' '))} {printable(theirs.get(name, 'unset'))}, "
+        f"not {printable(ours.get(name, 'unset'))}"
         for name in {**ours, **theirs}
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     ]
     if differences:
         raise ValueError(f"{checkpoint} is from a run with {'; '.join(differences)}")
     kinds = ([*map(type, row)] if isinstance(row, list) else None for row in table)
-    if len(table) > num_epochs or any(row != [float] * len(columns) for row in kinds):
+    is_right = len(table) <= num_epochs and all(row == [float] * len(columns) for row in kinds)
+    if not is_right or not is_finite(jnp.array(table)):
         raise ValueError(f"{checkpoint}: expected a row of {len(columns)} numbers for each epoch")
     history = [dict(zip(columns, row, strict=True)) for row in table]
     return load(checkpoint, state), history
@@ -198,8 +197,7 @@ def interruptions(
         heard: another thread calls it with the number of the first signal, at once.
     """
     first = []
-    both = signal.SIGINT, signal.SIGTERM
-    numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
 
     def listen():  # in a thread, because the main one hears nothing while it waits for XLA
         while received := listener.recv(1):  # nothing when the other end is closed
@@ -233,7 +231,6 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], N
 
     On a terminal it is one line, rewritten at most ten times a second; else ten lines in all.
     """
-    total = check_integer("progress", "total", total, 1)
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     shown, shown_at = None, -math.inf
 
