@@ -9,9 +9,9 @@ A program that shows progress, and that goes on from its checkpoint when it is s
 
     path, columns = "run.npz", ["accuracy"]
     state, history = fnn.load_checkpoint(path, state, 10, columns)
-    with fnn.interruptions() as interruption, fnn.progress(10) as report:
+    with fnn.interruptions() as stop, fnn.progress(10) as report:
         for number, state, history in fnn.run_epochs(
-            run_epoch, state, 10, columns, history=history, checkpoint=path, interruption=interruption
+            run_epoch, state, 10, columns, history=history, checkpoint=path, interruption=stop
         ):
             report(number, f"epoch {number}: {history[-1]}")
 """
@@ -177,7 +177,7 @@ def load_checkpoint(
         raise ValueError(f"{checkpoint} is from a run with {'; '.join(differences)}")
     kinds = ([*map(type, row)] if isinstance(row, list) else None for row in table)
     is_right = len(table) <= num_epochs and all(row == [float] * len(columns) for row in kinds)
-    if not is_right or not is_finite(jnp.array(table)):
+    if not is_right or not all(math.isfinite(v) for row in table for v in row):
         raise ValueError(f"{checkpoint}: expected a row of {len(columns)} numbers for each epoch")
     history = [dict(zip(columns, row, strict=True)) for row in table]
     return load(checkpoint, state), history
