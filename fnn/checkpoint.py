@@ -85,8 +85,8 @@ def load(path: str | os.PathLike, like: Any) -> Any:
     with _opened(path) as (archive, head):
         found = head["tree"]
         differences = [
-            f"{_printable(name) or 'the tree'}: expected {kinds.get(name, 'nothing')}, "
-            f"got {_printable(found.get(name, 'nothing'))}"
+            f"{printable(name) or 'the tree'}: expected {kinds.get(name, 'nothing')}, "
+            f"got {printable(found.get(name, 'nothing'))}"
             for name in sorted(kinds.keys() | found.keys())
             if kinds.get(name) != found.get(name)
         ]
@@ -125,9 +125,10 @@ def _check_note(note):
         )
 
 
-def _printable(foreign):
-    """Text from a file, for a message. Control characters could change the terminal."""
-    return foreign if isinstance(foreign, str) and foreign.isprintable() else repr(foreign)
+def printable(foreign: Any) -> str:
+    """What a file says, for a message. Control characters could change the terminal."""
+    text = foreign if isinstance(foreign, str) and foreign.isprintable() else repr(foreign)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _survey(who, tree):

@@ -9,10 +9,9 @@ A program that shows progress, and that goes on from its checkpoint when it is s
 
     path, columns = "run.npz", ["accuracy"]
     state, history = fnn.load_checkpoint(path, state, 10, columns)
-    with fnn.interruptions() as interruption, fnn.progress(10) as report:
-        settings = {"checkpoint": path, "interruption": interruption}
+    with fnn.interruptions() as stop, fnn.progress(10) as report:
         for number, state, history in fnn.run_epochs(
-            run_epoch, state, 10, columns, history=history, **settings
+            run_epoch, state, 10, columns, history=history, checkpoint=path, interruption=stop
         ):
             report(number, f"epoch {number}: {history[-1]}")
 """
@@ -34,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import check_integer
-from fnn.checkpoint import load, read_note, save
+from fnn.checkpoint import load, printable, read_note, save
 from fnn.epoch import make_train_epoch
 from fnn.inspection import find_nonfinite
 from fnn.layer import Layer
@@ -167,16 +166,18 @@ def load_checkpoint(
             pass
         case _:
             raise ValueError(f"{checkpoint}: not the checkpoint of a training")
-    ours, theirs = settings or {}, theirs or {}
+    ours, theirs, columns = settings or {}, theirs or {}, [*columns]
     differences = [
-        f"{name.replace('_', ' ')} {theirs.get(name, 'unset')}, not {ours.get(name, 'unset')}"
+        f"{printable(name.replace('_', ' '))} {printable(theirs.get(name, 'unset'))}, "
+        f"not {printable(ours.get(name, 'unset'))}"
         for name in {**ours, **theirs}
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     ]
     if differences:
         raise ValueError(f"{checkpoint} is from a run with {'; '.join(differences)}")
     kinds = ([*map(type, row)] if isinstance(row, list) else None for row in table)
-    if len(table) > num_epochs or any(row != [float] * len(columns) for row in kinds):
+    is_right = len(table) <= num_epochs and all(row == [float] * len(columns) for row in kinds)
+    if not is_right or not all(math.isfinite(v) for row in table for v in row):
         raise ValueError(f"{checkpoint}: expected a row of {len(columns)} numbers for each epoch")
     history = [dict(zip(columns, row, strict=True)) for row in table]
     return load(checkpoint, state), history
@@ -196,8 +197,7 @@ def interruptions(
         heard: another thread calls it with the number of the first signal, at once.
     """
     first = []
-    numbers = {signal.SIGINT, signal.SIGTERM}
-    numbers = {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
 
     def listen():  # in a thread, because the main one hears nothing while it waits for XLA
         while received := listener.recv(1):  # nothing when the other end is closed

@@ -289,9 +289,8 @@ def _compute_again(function, *args):
         cpu=lambda: jax.lax.optimization_barrier(jnp.array(True)),
         default=lambda: jnp.array(True),
     )
-    like = jax.eval_shape(function, *args)
 
     def never(*args):
-        return jax.tree.map(jnp.zeros_like, like)
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *args))
 
     return jax.lax.cond(always, function, never, *args)

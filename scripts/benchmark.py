@@ -8,7 +8,7 @@ it is installed, is measured on the same device. An accelerator gets larger arra
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I does not look there
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -I does not look there
 from shared.interrupts import die_of_interrupts
 
 if __name__ == "__main__":

@@ -52,8 +52,9 @@ class Parser(argparse.ArgumentParser):
             tempfile.TemporaryFile(dir=folder).close()
             for path in map(folder.joinpath, file_names):
                 if os.path.lexists(path):
+                    if not path.is_dir():  # open itself refuses a folder
+                        fnn.files.check_regular(path)
                     open(path, "r+b").close()
-                    fnn.files.check_regular(path)
         except (OSError, RecursionError) as error:  # the latter where folders are nested too deep
             reason = getattr(error, "strerror", None) or error
             self.error(f"argument {option}: cannot write {path}: {reason}")

@@ -1,6 +1,7 @@
 """Images and labels in four IDX files, as MNIST's, and networks that tell the classes apart."""
 
 import functools
+import os
 import pathlib
 import zlib
 from itertools import pairwise
@@ -73,7 +74,7 @@ def _find(folder, name):
     """The path of the file, which may be compressed, or have a dot before "idx"."""
     names = [f"{base}{end}" for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
     for path in map(folder.joinpath, names):
-        if path.exists():
+        if os.path.exists(path):  # False also for a name that is too long
             return path
     raise UserError(f"{folder / name}: no such file, plain or with .gz")
 

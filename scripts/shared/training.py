@@ -38,6 +38,7 @@ JAX_SETTINGS = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_default_matmul_precision": None,
+    "jax_random_seed_offset": 0,
 }
 
 
@@ -200,6 +201,7 @@ def run_epochs(
         if options.resume and is_first:
             try:
                 state, history = fnn.load_checkpoint(path, state, options.epochs, columns, **kept)
+                _check_table(path, history)
             except ValueError as error:
                 raise UserError(f"{error}; without --resume the run begins anew") from error
         elif is_first:
@@ -271,6 +273,13 @@ def run_epochs(
     if is_first:
         fnn.save(options.output / "params.npz", params)
     return Trained(params, [[*row.values()] for row in history], status, num_steps)
+
+
+def _check_table(path, history):
+    """Raise ValueError for a loss below 0 or an accuracy outside of 0 to 1: no run stores one."""
+    for name, value in (item for row in history for item in row.items()):
+        if not 0 <= value <= (1 if name.endswith("accuracy") else math.inf):
+            raise ValueError(f"{path}: expected a {name.replace('_', ' ')}, got {value:.3g}")
 
 
 def checksum(tree: Any) -> int:
