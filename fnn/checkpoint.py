@@ -51,13 +51,10 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
     """
     try:
         leaves, kinds = _survey("save", tree)
-    except RecursionError:
-        raise ValueError("save: the tree is nested too deep") from None
-    try:
+        _check_note(note)
         head = json.dumps({"format": FORMAT, "tree": kinds, "note": note}).encode()
-    except (ValueError, RecursionError) as error:  # of a note that contains itself, for example
-        raise TypeError(f"save: expected a note of JSON's types: {error}") from error
-    _check_note(note)
+    except RecursionError:  # also of a note that contains itself
+        raise ValueError("save: the tree or the note is nested too deep") from None
     with replace_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, HEAD, head)
         for name, leaf in leaves.items():

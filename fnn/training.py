@@ -1,5 +1,6 @@
 """Training: loss and gradients by the hand-written passes, and the training step."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -257,4 +258,5 @@ def _strongly_typed(leaf):
     """The leaf as an array that is not weakly typed."""
     if isinstance(leaf, jax.Array) and not leaf.weak_type:
         return leaf
-    return jnp.array(leaf, jnp.asarray(leaf).dtype)  # a copy of the caller's memory
+    leaf = copy.copy(leaf)  # because JAX may keep a view of NumPy's memory
+    return jnp.asarray(leaf, jnp.asarray(leaf).dtype)

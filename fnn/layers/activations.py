@@ -40,7 +40,8 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
         return ReLU()  # because 0 * -inf is NaN
 
     def scaled(values):
-        return jnp.asarray(negative_slope, values.dtype) * values
+        wide = upcast(values)  # float16 may not hold the slope
+        return (jnp.asarray(negative_slope, wide.dtype) * wide).astype(values.dtype)
 
     return _keep_y(
         f"LeakyReLU({negative_slope})",
@@ -71,11 +72,14 @@ def ELU(alpha: float = 1.0) -> Layer:
     check_nonnegative("ELU", "alpha", alpha)
 
     def function(x):
-        below = jnp.asarray(alpha, x.dtype) * jnp.expm1(jnp.where(x > 0, 0, x))
-        return jnp.where(x > 0, x, below)
+        wide = upcast(x)  # float16 may not hold alpha
+        below = jnp.asarray(alpha, wide.dtype) * jnp.expm1(jnp.where(wide > 0, 0, wide))
+        return jnp.where(x > 0, x, below.astype(x.dtype))
 
     def pullback(y, dy):
-        return jnp.where(y > 0, dy, dy * (y + jnp.asarray(alpha, y.dtype)))
+        wide = upcast(y)
+        below = upcast(dy) * (wide + jnp.asarray(alpha, wide.dtype))
+        return jnp.where(y > 0, dy, below.astype(dy.dtype))
 
     return _keep_y(f"ELU({alpha})", function, pullback)
 

@@ -120,16 +120,19 @@ def AvgPool2d(window: int | tuple[int, int], stride: int | tuple[int, int] | Non
     def add(first, second, distance):
         return first + second
 
+    # In this unit a sum cannot overflow. It is a power of two, which rounds nothing.
+    unit = 2.0 ** -(num_places - 1).bit_length()
+
     def pool(x):
-        wide = upcast(x)
+        wide = upcast(x) * unit
         if side_by_side and not is_small:
-            return jnp.mean(_blocks(wide, window), (-4, -2)), ()
+            return jnp.sum(_blocks(wide, window), (-4, -2)) / (num_places * unit), ()
         for axis, size, stride in reversed(axes):
             if is_small:
                 wide = sum(_strided(wide, axis, number, size, stride) for number in range(size))
             else:
                 wide = _slide(wide, axis, size, stride, add)
-        return wide / num_places, ()
+        return wide / (num_places * unit), ()
 
     def unpool(kept, dy, shape):
         wide = upcast(dy) / num_places
