@@ -274,3 +274,13 @@ def test_a_key_that_is_none_is_refused_by_name():
             ValueError, match=r"\w+.*: expected a key such as jax.random.key.0., got"
         ):
             make()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e20, 1e37])
+def test_layer_norm_of_equal_numbers_is_0(value):
+    layer, x = fnn.LayerNorm(4), jnp.full((1, 4), value)
+    params = layer.init(jax.random.key(0))
+    y, residuals = layer.forward(params, x)
+    grads, dx = layer.backward(params, residuals, jnp.array([[1.0, -1.0, 2.0, 0.5]]))
+    assert jnp.all(y == 0)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, dx)))

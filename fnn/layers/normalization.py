@@ -67,6 +67,7 @@ def _normalization(kind, dim, eps, dtype, centered):
         offset = wide - center if centered else wide
         scaled_variance = mean(jnp.square(offset / unit)) + jnp.square(root_eps / unit)
         inverse = jax.lax.rsqrt(scaled_variance) / unit  # 1 / sqrt(variance + eps)
+        inverse = jnp.minimum(inverse, 1 / root_eps)  # in a large unit eps may be 0
         y = offset * inverse * broadcast_last_axis(params["scale"], wide)
         if centered:
             y = y + broadcast_last_axis(params["bias"], wide)
