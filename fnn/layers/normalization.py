@@ -55,22 +55,21 @@ def _normalization(kind, dim, eps, dtype, centered):
     if centered:
         params["bias"] = ((dim,), jax.nn.initializers.zeros)
 
-    unit_of_mean = unit_for_sum(dim)
+    small = unit_for_sum(4 * dim)
 
     def mean(values):
-        return jnp.sum(values * unit_of_mean, axis=-1, keepdims=True) / (dim * unit_of_mean)
+        return jnp.mean(values, axis=-1, keepdims=True)
 
-    def normalize(x, center, root):
-        """(x - center) / root."""
-        unit = unit_of(root)
-        return (x / unit - center / unit if centered else x / unit) * (unit / root)
+    def inverse(root):
+        """1 / root as two factors. The first makes numbers small, so that no sum overflows.
 
-    def unit_of(root):
-        """What sums and differences are divided by before they are divided by the root.
-
-        At 3e38 they would overflow, and a CPU takes 1 / root for 0.
+        At 3e38 a CPU takes 1 / root for 0.
         """
-        return power_of_two([4 * root], -1, 4)
+        first = jnp.where(root > 1e-3, jnp.asarray(small, root.dtype), 1)
+        return first, 1 / (root * first)
+
+    def normalize(x, center, first, second):
+        return (x * first - center * first if centered else x * first) * second
 
     def forward(params, x, key=None):
         x = check_array(name, "x", x, (..., dim))
@@ -82,9 +81,8 @@ def _normalization(kind, dim, eps, dtype, centered):
         offset = offset - center if centered else offset
         variance = mean(jnp.square(offset)) + jnp.square(root_eps / unit)
         center = center * unit if centered else None
-        # In a large unit eps may be 0.
-        root = jnp.maximum(jnp.sqrt(variance) * unit, root_eps)
-        y = normalize(wide, center, root) * broadcast_last_axis(params["scale"], wide)
+        root = jnp.maximum(jnp.sqrt(variance) * unit, root_eps)  # in a large unit eps may be 0
+        y = normalize(wide, center, *inverse(root)) * broadcast_last_axis(params["scale"], wide)
         if centered:
             y = y + broadcast_last_axis(params["bias"], wide)
         return y.astype(x.dtype), (x, center, root)
@@ -93,16 +91,16 @@ def _normalization(kind, dim, eps, dtype, centered):
         x, center, root = residuals
         x = check_array(name, "residuals", x, (..., dim))
         dy = upcast(check_array(name, "dy", dy, x.shape, x.dtype))
-        n = normalize(upcast(x), center, root)
+        first, second = inverse(root)
+        n = normalize(upcast(x), center, first, second)
         dn = dy * broadcast_last_axis(params["scale"], dy)
         examples = tuple(range(x.ndim - 1))
         grads = {"scale": jnp.sum(dy * n, axis=examples)}
         if centered:
             grads["bias"] = jnp.sum(dy, axis=examples)
-        unit = unit_of(root)
-        dn = dn / unit
+        dn = dn * first
         dx = dn - n * mean(dn * n)
         dx = dx - mean(dn) if centered else dx
-        return grads, (dx * (unit / root)).astype(x.dtype)
+        return grads, (dx * second).astype(x.dtype)
 
     return with_params(name, params, dtype, forward, backward)
