@@ -50,21 +50,25 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
     check_is_layer("check_layer", layer)
     check_key("check_layer", key)
     with jax.enable_x64(True):
-        init_key, noise_key, dy_key, layer_key = jax.random.split(key, 4)
+        init_key, noise_key, layer_key = jax.random.split(key, 3)
 
         @_jit
         def prepare(x):
             params, x = cast_floating((layer.init(init_key), x), jnp.float64)
             leaves, structure = jax.tree.flatten(params)
-            noise_keys = jax.random.split(noise_key, len(leaves))
+            like = [*leaves, jax.eval_shape(layer.forward, params, x)[0]]
+            # One program draws all, because each that draws takes long to compile.
+            ends = [*accumulate(leaf.size for leaf in like)]
+            parts = jnp.split(jax.random.normal(noise_key, ends[-1:]), ends[:-1])
+            *noise, dy = (part.reshape(leaf.shape) for part, leaf in zip(parts, like, strict=True))
             leaves = [
-                leaf + 0.1 * jax.random.normal(key, leaf.shape) if is_floating(leaf) else leaf
-                for leaf, key in zip(leaves, noise_keys, strict=True)
+                leaf + 0.1 * part if is_floating(leaf) else leaf
+                for leaf, part in zip(leaves, noise, strict=True)
             ]
             # The keys name the derivatives, as the messages do.
             inputs = {"grads": jax.tree.unflatten(structure, leaves), "dx": x}
             y, y_with_key = (forward(run_key, inputs)[0] for run_key in (None, layer_key))
-            return inputs, jax.random.normal(dy_key, y.shape), jnp.any(y != y_with_key)
+            return inputs, dy, jnp.any(y != y_with_key)
 
         def forward(run_key, inputs):
             with note_on_error("in check_layer, which called forward(params, x, key)"):
