@@ -30,8 +30,8 @@ from fnn.layers.linear import Embedding, Linear
 from fnn.layers.normalization import LayerNorm, RMSNorm
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
 from fnn.loop import (
-    Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, interruptions, is_finite,
-    load_checkpoint, progress, run_epochs, time_left,
+    Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
+    progress, run_epochs, time_left,
 )
 from fnn.losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss
 from fnn.metrics import (
@@ -41,6 +41,7 @@ from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
 from fnn.preprocessing import Standardize, split, standardize
 from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
+from fnn.signals import interruptions
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
 from fnn.tracing import trace

@@ -34,7 +34,6 @@ from fnn.layer import Layer, check_is_layer
 from fnn.loop import (
     Epoch,
     find_nonfinite_in_epoch,
-    interruptions,
     load_checkpoint,
     run_epochs,
     time_left,
@@ -44,6 +43,7 @@ from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, adam, sgd
 from fnn.preprocessing import split
 from fnn.sharding import replicate, sharded_axes
+from fnn.signals import interruptions
 from fnn.training import TrainState, init_train_state, predict
 
 EVALUATED_AT_ONCE = 1000  # examples
@@ -183,9 +183,9 @@ def fit(
             settings=settings,
             interruption=interruption,
             diagnose=diagnose if is_alone else None,
+            is_over=is_over,
         )
-        while not is_over(history) and (epoch := next(epochs_to_come, None)):
-            number, carry, history = epoch
+        for number, carry, history in epochs_to_come:
             rest = time_left(started, number - num_before, epochs - num_before)
             show(number, f"{_describe(number, epochs, history[-1])}  {rest}")
             if callback:
