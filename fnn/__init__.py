@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # fmt: off
 # isort: off
+from fnn._signals import interruptions
 from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versions
@@ -41,7 +42,6 @@ from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
 from fnn.preprocessing import Standardize, split, standardize
 from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
-from fnn.signals import interruptions
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
 from fnn.tracing import trace

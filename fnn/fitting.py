@@ -29,6 +29,7 @@ from jax.sharding import NamedSharding
 from fnn._checks import as_array, check_integer, check_key, check_type, note_on_error
 from fnn._examples import check_fit, make_sets
 from fnn._numerics import upcast
+from fnn._signals import interruptions
 from fnn.epoch import make_train_epoch
 from fnn.layer import Layer, check_is_layer
 from fnn.loop import (
@@ -42,7 +43,6 @@ from fnn.loop import progress as show_progress
 from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, adam, sgd
 from fnn.sharding import replicate
-from fnn.signals import interruptions
 from fnn.training import TrainState, init_train_state, predict
 
 EVALUATED_AT_ONCE = 1000  # examples
