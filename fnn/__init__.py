@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # fmt: off
 # isort: off
+from fnn._signals import interruptions
 from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versions
@@ -30,8 +31,8 @@ from fnn.layers.linear import Embedding, Linear
 from fnn.layers.normalization import LayerNorm, RMSNorm
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
 from fnn.loop import (
-    Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, interruptions, is_finite,
-    load_checkpoint, progress, run_epochs, time_left,
+    Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
+    progress, run_epochs, time_left,
 )
 from fnn.losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss
 from fnn.metrics import (

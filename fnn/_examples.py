@@ -1,9 +1,10 @@
-"""Checks of a set of examples before a training, on the host: its values, and the model for it.
+"""The sets of examples of a training, and checks of them on the host before it begins.
 
 The values of an array that several processes share are not looked at.
 """
 
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -12,7 +13,28 @@ import jax.numpy as jnp
 from fnn._checks import as_array
 from fnn.layer import Layer
 from fnn.losses import Loss
+from fnn.preprocessing import split
+from fnn.sharding import sharded_axes
 from fnn.training import count_examples
+
+
+def make_sets(
+    key: jax.Array, x: Any, target: Any, validation: Any
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """The training set (x, target) and the validation set, () if there is none."""
+    train_set = check_examples("fit", x, target)
+    if validation is None:
+        return train_set, ()
+    if isinstance(validation, tuple | list) and len(validation) == 2:
+        return train_set, check_examples("fit, validation", *validation)
+    if isinstance(validation, numbers.Real) and 0 < validation < 1:  # a NumPy scalar is Real too
+        if sharded_axes(train_set[0])[2] > 1:
+            raise ValueError("fit: expected validation=(x, target) for an x over several devices")
+        return split(key, *train_set, fraction=float(validation))
+    raise ValueError(
+        "fit: expected validation to be (x, target) or a fraction between 0 and 1, "
+        f"got {validation!r:.80}"
+    )
 
 
 def check_examples(name: str, x: Any, target: Any) -> tuple[jax.Array, jax.Array]:

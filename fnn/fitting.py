@@ -26,15 +26,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from fnn._checks import check_integer, check_key, note_on_error
-from fnn._examples import check_examples, check_fit
+from fnn._checks import as_array, check_integer, check_key, check_type, note_on_error
+from fnn._examples import check_fit, make_sets
 from fnn._numerics import upcast
+from fnn._signals import interruptions
 from fnn.epoch import make_train_epoch
 from fnn.layer import Layer, check_is_layer
 from fnn.loop import (
     Epoch,
     find_nonfinite_in_epoch,
-    interruptions,
     load_checkpoint,
     run_epochs,
     time_left,
@@ -42,8 +42,7 @@ from fnn.loop import (
 from fnn.loop import progress as show_progress
 from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, adam, sgd
-from fnn.preprocessing import split
-from fnn.sharding import replicate, sharded_axes
+from fnn.sharding import replicate
 from fnn.training import TrainState, init_train_state, predict
 
 EVALUATED_AT_ONCE = 1000  # examples
@@ -80,8 +79,8 @@ def fit(
 ) -> Fit:
     """Train the model from fresh parameters: `epochs` shuffled passes over the examples.
 
-    It does what a program of one's own can do. With keys k = jax.random.split(key, 3), the training
-    starts with init_train_state(model, optimizer, k[1]). Epoch i, from 1 on, is that of
+    You can write the same with fnn's other functions: with keys k = jax.random.split(key, 3), the
+    training starts with init_train_state(model, optimizer, k[1]). Epoch i, from 1 on, is that of
     make_train_epoch with the key fold_in(k[2], i). run_epochs runs the epochs, with everything that
     its docstring says about checkpoints and numbers that are not finite.
 
@@ -111,26 +110,27 @@ def fit(
         checkpoint, checkpoint_every: the file for run_epochs, and the epochs from one to the next.
         resume: go on from the checkpoint if there is one. The result is the same to the bit as that
             of a run which was never interrupted. The examples, batch_size and key must be the same,
-            and `epochs` too if the optimizer is told the number of steps. fit compares them. It
-            cannot compare models, losses and optimizers.
+            and `epochs` too if the optimizer is told the number of steps. fit compares them, and
+            the metrics' names. It cannot compare models, losses, optimizers and metric functions.
         progress: print a line on a terminal, or ten lines elsewhere, on stdout.
         callback: gets an Epoch after each epoch: its number, the TrainState, and the history.
 
     Raises:
         ValueError: before the training begins: x and target differ in length; a batch is larger
             than the data; a target has a wrong shape or dtype; a label is no class of the model; x
-            or target has NaN or infinity; another argument is not as described. If several
-            processes share an array, fit does not look at its values.
+            or target has NaN or infinity; a metric's result is no real number of shape (); another
+            argument is not as described. If several processes share an array, fit does not look at
+            its values. What a metric itself raises comes before the training too.
         NotFiniteError, Interrupted, OSError: as run_epochs; ValueError as load_checkpoint.
     """
     check_is_layer("fit", model)
     check_is_loss("fit", loss)
     check_key("fit", key)
     epochs = check_integer("fit", "epochs", epochs, 1)
-    metrics = dict(metrics or {})
-    _check_options(metrics, validation, patience, checkpoint, resume)
+    metrics = {} if metrics is None else metrics
+    _check_options(metrics, validation, patience, checkpoint, resume, callback)
     split_key, init_key, epoch_key = jax.random.split(key, 3)
-    train_set, validation_set = _make_sets(split_key, x, target, validation)
+    train_set, validation_set = make_sets(split_key, x, target, validation)
     num_examples = len(train_set[0])
     batch_size = check_integer("fit", "batch_size", batch_size, 1, num_examples)
     num_steps = epochs * math.ceil(num_examples / batch_size)
@@ -157,6 +157,8 @@ def fit(
     if resume:
         carry, history = load_checkpoint(checkpoint, carry, epochs, columns, settings=settings)
     carry, epoch_key = _place_like(train_set[0], (carry, epoch_key))
+    # What a metric raises has to come before run_epochs removes an older checkpoint.
+    run_epoch.eval_shape(sets, epoch_key, carry, 1)
 
     def diagnose(carry, number):
         key = jax.random.fold_in(epoch_key, number)
@@ -168,7 +170,8 @@ def fit(
         return patience is not None and len(history) - _best_epoch(history) >= patience
 
     is_alone = jax.process_count() == 1
-    handles_signals = checkpoint is not None and is_alone and _is_main_thread()
+    is_main = threading.current_thread() is threading.main_thread()
+    handles_signals = checkpoint is not None and is_alone and is_main
     signals = interruptions(_tell) if handles_signals else contextlib.nullcontext()
     num_before, started = len(history), time.monotonic()
     with signals as interruption, show_progress(epochs, not progress) as show:
@@ -183,9 +186,9 @@ def fit(
             settings=settings,
             interruption=interruption,
             diagnose=diagnose if is_alone else None,
+            is_over=is_over,
         )
-        while not is_over(history) and (epoch := next(epochs_to_come, None)):
-            number, carry, history = epoch
+        for number, carry, history in epochs_to_come:
             rest = time_left(started, number - num_before, epochs - num_before)
             show(number, f"{_describe(number, epochs, history[-1])}  {rest}")
             if callback:
@@ -214,7 +217,11 @@ def _compile(model, loss, optimizer, batch_size, metrics, keeps_best):
             values += [loss.forward(prediction, target)[0]] if validation_set else []
             for name, metric in metrics.items():
                 with note_on_error(f"in fit, in the metric {name!r}"):
-                    values.append(jnp.asarray(metric(prediction, target)).reshape(()))
+                    value = as_array("fit", "a metric", metric(prediction, target))
+                    if value.shape or jnp.iscomplexobj(value):
+                        got = f"{value.dtype} of shape {value.shape}"
+                        raise ValueError(f"fit: expected a metric to be a real number, got {got}")
+                    values.append(value)
         if keeps_best:
             value = jnp.asarray(values[1], float)
             choose = functools.partial(jnp.where, value < best[0])
@@ -237,7 +244,10 @@ def _best_epoch(history):
     return losses.index(min(losses)) + 1 if losses else 0
 
 
-def _check_options(metrics, validation, patience, checkpoint, resume):
+def _check_options(metrics, validation, patience, checkpoint, resume, callback):
+    check_type("fit", metrics, Mapping, "metrics to be {name: function}")
+    check_type("fit", checkpoint, str | os.PathLike | None, "checkpoint to be a path")
+    check_type("fit", callback, Callable | None, "callback to be a function")
     for name, metric in metrics.items():
         if not isinstance(name, str) or name == "loss" or not callable(metric):
             expected = 'fit: expected metrics to be {name: function}, with names other than "loss"'
@@ -248,23 +258,6 @@ def _check_options(metrics, validation, patience, checkpoint, resume):
             raise ValueError("fit: expected validation with patience, got None")
     if resume and checkpoint is None:
         raise ValueError("fit: expected checkpoint with resume=True, got None")
-
-
-def _make_sets(key, x, target, validation):
-    """The training set (x, target) and the validation set, () if there is none."""
-    train_set = check_examples("fit", x, target)
-    if validation is None:
-        return train_set, ()
-    if isinstance(validation, tuple | list) and len(validation) == 2:
-        return train_set, check_examples("fit, validation", *validation)
-    if isinstance(validation, float) and 0 < validation < 1:
-        if sharded_axes(train_set[0])[2] > 1:
-            raise ValueError("fit: expected validation=(x, target) for an x over several devices")
-        return split(key, *train_set, fraction=validation)
-    raise ValueError(
-        "fit: expected validation to be (x, target) or a fraction between 0 and 1, "
-        f"got {validation!r:.80}"
-    )
 
 
 def _checksum(tree):
@@ -281,10 +274,6 @@ def _place_like(x, tree):
     """The tree on every device of x's mesh, if x has one."""
     is_on_mesh = isinstance(x.sharding, NamedSharding)
     return replicate(x.sharding.mesh, tree) if is_on_mesh else tree
-
-
-def _is_main_thread():
-    return threading.current_thread() is threading.main_thread()
 
 
 def _tell(signal_number):

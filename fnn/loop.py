@@ -1,4 +1,4 @@
-"""The loop over epochs, with metrics, progress, checkpoints and interruptions.
+"""The loop over epochs, with metrics, progress and checkpoints.
 
 A program that shows progress, and that goes on from its checkpoint when it is started again:
 
@@ -16,15 +16,14 @@ A program that shows progress, and that goes on from its checkpoint when it is s
             report(number, f"epoch {number}: {history[-1]}")
 """
 
+import cmath
 import contextlib
 import functools
+import json
 import math
 import os
 import shutil
-import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -80,6 +79,7 @@ def run_epochs(
     settings: dict[str, Any] | None = None,
     interruption: Callable[[], int | None] | None = None,
     diagnose: Callable[[Any, int], tuple[str, str] | None] | None = None,
+    is_over: Callable[[list[dict[str, float]]], bool] = lambda history: False,
 ) -> Iterator[Epoch]:
     """Run the epochs that `history` has no row for, and yield an Epoch after each.
 
@@ -96,17 +96,27 @@ def run_epochs(
             function of interruptions() does. Several processes must get the same number.
         diagnose: (state before the epoch, number) -> the layer and direction where numbers first
             stop being finite, or None. See find_nonfinite_in_epoch.
+        is_over: whether the run ends with this history, although epochs are left. It is asked
+            before the first epoch and after each.
 
     Raises:
         NotFiniteError: a loss, a metric or a leaf of the state is not finite after an epoch. The
             message names the epoch and what `diagnose` found. The checkpoint before stays.
         Interrupted: a signal came before the last epoch. The epoch has been stored and yielded.
-        ValueError: num_epochs or checkpoint_every is not a positive integer.
+        ValueError: num_epochs or checkpoint_every is not a positive integer; two columns have the
+            same name.
+        TypeError: there is a checkpoint, and settings or columns are not of JSON's types. A tuple
+            is not, because JSON makes a list of it.
         OSError: the checkpoint cannot be written.
     """
     num_epochs = check_integer("run_epochs", "num_epochs", num_epochs, 1)
     checkpoint_every = check_integer("run_epochs", "checkpoint_every", checkpoint_every, 1)
-    history = [*history]
+    history, columns = [*history], [*columns]
+    if len({*columns}) < len(columns):
+        raise ValueError(f"run_epochs: expected columns of different names, got {columns}")
+    note = {"settings": settings, "columns": columns}
+    if checkpoint is not None and not _is_json(note):
+        raise TypeError(f"run_epochs: expected settings and columns of JSON's types, got {note}")
     writes = checkpoint is not None and jax.process_index() == 0
     if writes and not history:
         with contextlib.suppress(FileNotFoundError):
@@ -114,10 +124,12 @@ def run_epochs(
 
     def store():
         if writes:
-            table = [[*row.values()] for row in history]
-            save(checkpoint, jax.device_get(state), note={"settings": settings, "table": table})
+            table = [[row[column] for column in columns] for row in history]
+            save(checkpoint, jax.device_get(state), note={**note, "table": table})
 
     for number in range(len(history) + 1, num_epochs + 1):
+        if is_over(history):
+            return
         new_state, losses, metrics = run_epoch(state, number)
         values = [float(value) for value in metrics]
         history.append(dict(zip(columns, values, strict=True)))
@@ -128,7 +140,7 @@ def run_epochs(
             where = " (first met: layer {}, {})".format(*place) if place else ""
             raise NotFiniteError(f"the {what} not finite in epoch {number}{where}", history)
         state = new_state
-        is_last = number == num_epochs
+        is_last = number == num_epochs or is_over(history)
         is_due = is_last or number % checkpoint_every == 0
         if is_due:
             store()
@@ -161,12 +173,13 @@ def load_checkpoint(
     """
     if not os.path.exists(checkpoint):
         return state, []
+    columns = [*columns]
     match read_note(checkpoint):
-        case {"settings": (dict() | None) as theirs, "table": list(table)}:
-            pass
+        case {"settings": (dict() | None) as theirs, "table": list(table), **more}:
+            found = more.get("columns", columns)  # files of older versions have none
         case _:
             raise ValueError(f"{checkpoint}: not the checkpoint of a training")
-    ours, theirs, columns = settings or {}, theirs or {}, [*columns]
+    ours, theirs = settings or {}, theirs or {}
     differences = [
         f"{printable(name.replace('_', ' '))} {printable(theirs.get(name, 'unset'))}, "
         f"not {printable(ours.get(name, 'unset'))}"
@@ -175,54 +188,24 @@ def load_checkpoint(
     ]
     if differences:
         raise ValueError(f"{checkpoint} is from a run with {'; '.join(differences)}")
+    if found != columns:
+        raise ValueError(f"{checkpoint} has the columns {printable(found)}, expected {columns}")
     kinds = ([*map(type, row)] if isinstance(row, list) else None for row in table)
-    is_right = len(table) <= num_epochs and all(row == [float] * len(columns) for row in kinds)
-    if not is_right or not all(math.isfinite(v) for row in table for v in row):
+    is_right = all(row == [float] * len(columns) for row in kinds)
+    if not is_right or not all(math.isfinite(value) for row in table for value in row):
         raise ValueError(f"{checkpoint}: expected a row of {len(columns)} numbers for each epoch")
+    if len(table) > num_epochs:
+        raise ValueError(f"{checkpoint} has {len(table)} epochs, expected at most {num_epochs}")
     history = [dict(zip(columns, row, strict=True)) for row in table]
     return load(checkpoint, state), history
 
 
-@contextlib.contextmanager
-def interruptions(
-    heard: Callable[[int], None] = lambda number: None,
-) -> Iterator[Callable[[], int | None]]:
-    """Give a function that returns the number of the first SIGINT or SIGTERM so far, or None.
-
-    Neither interrupts the main thread, so that an epoch can be finished and stored. But a SIGINT
-    after the first signal ends the process at once. Signals that were ignored stay ignored. The
-    handlers from before are set again at the end. Only the main thread can enter.
-
-    Args:
-        heard: another thread calls it with the number of the first signal, at once.
-    """
-    first = []
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
-
-    def listen():  # in a thread, because the main one hears nothing while it waits for XLA
-        while received := listener.recv(1):  # nothing when the other end is closed
-            number = received[0]
-            if first and number == signal.SIGINT:
-                os._exit(128 + number)
-            if not first and number in numbers:
-                first.append(number)
-                heard(number)
-
-    listener, waker = socket.socketpair()
-    thread = threading.Thread(target=listen, daemon=True)
-    with listener, waker:
-        waker.setblocking(False)
-        thread.start()
-        previous_waker = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        try:
-            yield lambda: first[0] if first else None
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(previous_waker)
-            waker.close()
-            thread.join()
+def _is_json(note):
+    """Whether JSON gives the note back as it is."""
+    try:
+        return json.loads(json.dumps(note)) == note
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 @contextlib.contextmanager
@@ -251,7 +234,12 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int, str], N
 
 
 def time_left(start: float, done: int, total: int) -> str:
-    """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left"."""
+    """How long the rest takes at the pace since `start`, a time.monotonic(): "12:05 left".
+
+    Before any work is done, it is "? left".
+    """
+    if done == 0:
+        return "? left"
     minutes, seconds = divmod(round((time.monotonic() - start) / done * (total - done)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
@@ -259,10 +247,12 @@ def time_left(start: float, done: int, total: int) -> str:
 
 def is_finite(tree: Any) -> bool:
     """Whether every floating number in the tree is finite."""
+    leaves = jax.tree.leaves(tree)
+    numbers = [leaf for leaf in leaves if isinstance(leaf, float | complex)]
+    arrays = [a for a in leaves if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)]
     # On the host, because compiling the check can take longer than a short training.
-    leaves = (a if hasattr(a, "dtype") else jnp.asarray(a) for a in jax.tree.leaves(tree))
-    arrays = [a for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return all((abs(array) < math.inf).all() for array in jax.device_get(arrays))
+    are_finite = ((abs(array) < math.inf).all() for array in jax.device_get(arrays))
+    return all(map(cmath.isfinite, numbers)) and all(are_finite)
 
 
 def find_nonfinite_in_epoch(
@@ -280,6 +270,11 @@ def find_nonfinite_in_epoch(
     The epoch runs once more from `state`, up to the first step whose gradients are not finite.
     fnn.find_nonfinite then looks at all examples, with the parameters before that step. The
     arguments are those of make_train_epoch and of the function that it returns.
+
+    Shapes: x (n, ...), target (n, ...), as the model and the loss take them.
+
+    Raises:
+        ValueError: as make_train_epoch and the function that it returns.
     """
 
     def update(grads, opt_state, params):

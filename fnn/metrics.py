@@ -2,13 +2,13 @@
 
 Those of classes take scores and labels. There are two forms:
 
-    classes   scores (..., classes) with two or more of them, labels (...) of an integer dtype. An
-              example is said to be of the class with the highest score.
+    classes   scores (..., classes) with two or more of them, labels (...) of an integer dtype. The
+              predicted class is the one with the highest score; of equal scores, the smaller class.
     binary    scores (n,) or (..., 1), the logits, as BCEWithLogitsLoss takes them. Labels have the
-              shape of the scores, or (...) for scores (..., 1); they are 0 and 1 of any dtype. An
-              example is said to be of class 1 if its score is above 0, else of class 0.
+              shape of the scores, or (...) for scores (..., 1); they are 0 and 1 of any dtype. The
+              predicted class is 1 if the score is above 0, else 0.
 
-An example with NaN among its scores is said to be of no class. So is a label that is not there.
+An example with NaN among its scores has no predicted class. A label that is no class is invalid.
 """
 
 import jax
@@ -19,9 +19,13 @@ from fnn._numerics import mark_invalid, upcast
 
 
 def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """The fraction of examples that are said to be of their label's class.
+    """accuracy = (number of examples i with predicted_i = label_i) / n.
 
-    An example that has NaN among its scores, or an invalid label, counts as wrong.
+    In the form of classes, predicted_i = argmax_j scores_ij. An example that has NaN among its
+    scores, or an invalid label, counts as wrong.
+
+    Under jax.jit, JAX wraps NumPy's 64-bit integers before fnn sees them: the label 2**32 + 1
+    becomes 1. Outside of jit it is invalid.
 
     Shapes: scores and labels in one of the two forms above; the result () is a float.
 
@@ -48,13 +52,15 @@ def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int) -> jax.Array:
         got = jnp.shape(scores)
         raise ValueError(f"{name}: expected scores of two or more classes, got shape {got}")
     k = check_integer(name, "k", k, 1, num_classes)
-    _, highest = jax.lax.top_k(jnp.asarray(scores), k)
+    scores = jnp.asarray(scores)
+    # top_k puts 0.0 above -0.0, but argmax takes them as equal.
+    _, highest = jax.lax.top_k(jnp.where(scores == 0, jnp.zeros_like(scores), scores), k)
     is_among = jnp.any(highest == jnp.expand_dims(labels, -1), axis=-1)
     return jnp.mean(is_among & (predicted < num_classes))
 
 
 def confusion_matrix(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """matrix[i, j] = the number of examples with label i that are said to be of class j.
+    """matrix[i, j] = the number of examples with label i and predicted class j.
 
     An example that has NaN among its scores, or an invalid label, is counted nowhere.
 
@@ -70,12 +76,13 @@ def confusion_matrix(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def f1_score(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """F1 = 2 * right / (said + there), the harmonic mean of precision and recall of a class.
+    """F1 = 2 TP / (predicted + actual), the harmonic mean of precision and recall of a class.
 
-    Of the examples, `right` have the class and are said to have it, `said` are said to have it, and
-    `there` have it. For binary scores the result is the F1 of class 1, and 0 if there is no 1 at
-    all. For two or more classes it is the mean of their F1, without classes that neither have an
-    example nor are said. So it is scikit-learn's f1_score with average="binary" and "macro".
+    `predicted` is the number of examples with this predicted class, and `actual` the number with
+    this label. TP, the true positives, have both. For binary scores the result is the F1 of class
+    1. It is 0 if no label and no predicted class is 1. For two or more classes it is the mean of
+    their F1. A class that is never a label and never predicted is left out. So it is scikit-learn's
+    f1_score with average="binary" and "macro".
 
     Shapes: scores and labels as in accuracy; the result () is a float.
 
@@ -87,10 +94,10 @@ def f1_score(scores: jax.Array, labels: jax.Array) -> jax.Array:
     def count(classes):
         return jnp.zeros(num_classes, jnp.int32).at[classes].add(1, mode="drop").astype(float)
 
-    right = count(jnp.where(predicted == labels, labels, num_classes))
-    said_or_there = count(predicted) + count(labels)
-    f1 = 2 * right / jnp.maximum(said_or_there, 1)
-    num_counted = jnp.maximum(jnp.sum(said_or_there > 0, dtype=f1.dtype), 1)
+    true_positives = count(jnp.where(predicted == labels, labels, num_classes))
+    predicted_and_actual = count(predicted) + count(labels)
+    f1 = 2 * true_positives / jnp.maximum(predicted_and_actual, 1)
+    num_counted = jnp.maximum(jnp.sum(predicted_and_actual > 0, dtype=f1.dtype), 1)
     return f1[1] if is_binary else jnp.sum(f1) / num_counted
 
 
@@ -110,6 +117,8 @@ def r2_score(prediction: jax.Array, target: jax.Array) -> jax.Array:
         got = prediction.shape
         raise ValueError(f"r2_score: expected shape (n, ...) with two or more examples, got {got}")
     is_constant = jnp.max(target, axis=0) == jnp.min(target, axis=0)
+    factor = _factor_against_overflow(jnp.max(jnp.abs(target), axis=0, keepdims=True))
+    prediction, target = prediction * factor, target * factor  # which does not change R2
     deviation = target - jnp.mean(target, axis=0, keepdims=True)
     unit = jnp.where(is_constant, 1, jnp.max(jnp.abs(deviation), axis=0))  # no square overflows
     residual, total = (
@@ -121,7 +130,7 @@ def r2_score(prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def mean_absolute_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """The mean of |prediction - target| over all elements.
+    """MAE = sum |prediction - target| / n, over all n elements.
 
     Shapes: prediction and target have the same shape; the result is ().
 
@@ -129,7 +138,14 @@ def mean_absolute_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
         ValueError: they differ in shape; they are not floating; they are empty.
     """
     prediction, target = _check_pair("mean_absolute_error", prediction, target)
-    return jnp.mean(jnp.abs(prediction - target))
+    largest = jnp.max(jnp.maximum(jnp.abs(prediction), jnp.abs(target)))
+    factor = _factor_against_overflow(largest)
+    return jnp.mean(jnp.abs(prediction * factor - target * factor)) / factor
+
+
+def _factor_against_overflow(largest):
+    """2^-40 if sums of numbers as large as `largest` could overflow, else 1. Both are exact."""
+    return jnp.where(largest > 1e25, 2.0**-40, 1.0).astype(largest.dtype)
 
 
 def _check_pair(name, prediction, target):
@@ -141,9 +157,10 @@ def _check_pair(name, prediction, target):
 
 
 def _classify(name, scores, labels):
-    """The classes said and the labels, in int32 and of one shape, their number, and if binary.
+    """(predicted classes, labels, number of classes, whether binary).
 
-    A class that is not there is replaced by the number of classes.
+    The first two are int32 and of one shape. The number of classes replaces a class that an example
+    does not have, and an invalid label.
     """
     scores, labels = as_array(name, "scores", scores), as_array(name, "labels", labels)
     has_one_column = scores.shape[-1:] == (1,)

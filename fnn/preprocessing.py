@@ -30,13 +30,13 @@ def split(
 
     Raises:
         ValueError: `key` is not a key; no arrays, or they differ in n; n < 2; fraction is not a
-            number between 0 and 1.
+            number between 0 and 1; a NumPy integer does not fit into JAX's 32 bits.
     """
     check_key("split", key)
     check_number("split", "fraction", fraction)
     if not 0 < fraction < 1:
         raise ValueError(f"split: expected fraction to be between 0 and 1, got {fraction!r}")
-    arrays = [as_array("split", "each array", array) for array in arrays]
+    arrays = [_as_exact_array(array) for array in arrays]
     shapes = [array.shape for array in arrays]
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or lengths <= {(), (0,), (1,)}:
@@ -50,6 +50,17 @@ def split(
     return tuple(tuple(array[part] for array in arrays) for part in parts)
 
 
+def _as_exact_array(given):
+    """`given` as a jax array. An integer that as_array would clip raises ValueError."""
+    array = as_array("split", "each array", given)
+    is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+    is_narrowed = is_integer and getattr(given, "dtype", array.dtype) != array.dtype
+    if is_narrowed and (given != jax.device_get(array)).any():
+        got = f"{given.dtype} from {given.min()} to {given.max()}"
+        raise ValueError(f"split: expected integers that fit into {array.dtype}, got {got}")
+    return array
+
+
 def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(mean, std) of every feature, over all axes but the last. Standardize applies them.
 
@@ -60,24 +71,32 @@ def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     float32 for 16-bit numbers and integers.
 
     Raises:
-        ValueError: x has no axis or no example.
+        ValueError: x has no axis or no example, or is complex.
     """
+    if jnp.issubdtype(getattr(x, "dtype", float), jnp.integer):
+        x = x.astype(float)  # first, because as_array clips NumPy's integers of 64 bits
     x = as_array("standardize", "x", x)
+    if jnp.iscomplexobj(x):
+        raise ValueError(f"standardize: expected x of real numbers, got {x.dtype}")
     x = upcast(x if is_floating(x) else x.astype(float))
-    if x.ndim == 0 or math.prod(x.shape[:-1]) == 0:
+    num_rows = math.prod(x.shape[:-1])
+    if x.ndim == 0 or num_rows == 0:
         raise ValueError(f"standardize: expected x of shape (..., features), got {x.shape}")
-    rows = x.reshape(-1, x.shape[-1])
-    # Dividing first, no sum overflows. The mean's rounding error is the mean of what is left.
-    mean = jnp.sum(rows / len(rows), axis=0)
+    rows = x.reshape(num_rows, x.shape[-1])
+    # Divided by n before the sum, the mean cannot overflow. The mean of (rows - mean) should be 0.
+    # What it is instead is the rounding error, which is added back.
+    mean = jnp.sum(rows / num_rows, axis=0)
     mean = mean + jnp.mean(rows - broadcast_last_axis(mean, rows), axis=0)
     is_constant = jnp.max(rows, axis=0) == jnp.min(rows, axis=0)
-    distance = (rows - broadcast_last_axis(mean, rows)) / math.sqrt(len(rows))
+    distance = (rows - broadcast_last_axis(mean, rows)) / math.sqrt(num_rows)
     deviation = norm(distance, axis=0)[0]
     return mean, jnp.where(is_constant, 1, deviation)
 
 
 def Standardize(mean: Any, std: Any) -> Layer:
-    """y = (x - mean) / std; dx = dy / std. As a model's first layer no prediction can forget it.
+    """y = (x - mean) / std; dx = dy / std.
+
+    Put it first in the model. Then every prediction is standardized too.
 
     mean and std are those of standardize. They are constants, and no parameters: they are not
     trained, and fnn.save does not store them with params.

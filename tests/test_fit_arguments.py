@@ -1,5 +1,7 @@
 """What fit refuses before a training begins, and what it takes."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,18 @@ BAD = [
     ({"resume": True}, "fit: expected checkpoint with resume=True, got None"),
     ({"metrics": {"loss": fnn.accuracy}}, "with names other than .loss., got 'loss'"),
     ({"metrics": {"accuracy": 0.5}}, "expected metrics to be .name: function., .* got 'accuracy'"),
+    ({"metrics": [fnn.accuracy]}, "expected metrics to be .name: function., got .<function"),
+    (
+        {"metrics": {"rows": jnp.subtract}},
+        r"a metric to be a real number, got float32 of shape \(23, 2",
+    ),
+    ({"metrics": {"none": lambda prediction, target: None}}, "expected a metric to be an array"),
+    (
+        {"metrics": {"wave": lambda p, t: jax.lax.complex(p, t)[0, 0]}},
+        "a real number, got complex64 of shape",
+    ),
+    ({"callback": 3}, "fit: expected callback to be a function, got 3"),
+    ({"checkpoint": 3}, "fit: expected checkpoint to be a path, got 3"),
     ({"metrics": {"accuracy": fnn.accuracy}}, "accuracy: expected labels of an integer dtype"),
     ({"optimizer": fnn.sgd}, "expected an Optimizer such as fnn.sgd.0.1., got <function sgd"),
     ({"optimizer": lambda steps: None}, "expected an Optimizer such as fnn.sgd"),
@@ -60,8 +74,40 @@ def test_what_makes_no_sense_is_told_before_the_training(change, message):
     given = {"model": model, "loss": mse, "optimizer": fnn.sgd(0.1), "x": x, "target": target}
     given |= {"epochs": 1, "batch_size": 5, "key": KEY, "progress": False, **change}
     with pytest.raises(ValueError, match=message):
-        fnn.fit(**given, callback=ran.append)
+        fnn.fit(**{"callback": ran.append, **given})
     assert not ran
+
+
+def broken(prediction, target):
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(("metric", "error"), [(broken, RuntimeError), (jnp.subtract, ValueError)])
+def test_a_refused_metric_leaves_the_older_checkpoint(metric, error, tmp_path):
+    path = tmp_path / "run.npz"
+    run = functools.partial(
+        fnn.fit, model, mse, fnn.sgd(0.1), x, target, epochs=1, batch_size=5, key=KEY,
+        progress=False, checkpoint=path,
+    )  # fmt: skip
+    run()
+    before = path.read_bytes()
+    with pytest.raises(error) as caught:
+        run(metrics={"mine": metric})
+    assert "in fit, in the metric 'mine'" in caught.value.__notes__
+    assert path.read_bytes() == before
+
+
+def test_a_fraction_may_be_a_numpy_scalar():
+    half = jax.device_get(jnp.float32(0.5))[()]
+    results = [
+        fnn.fit(
+            model, mse, fnn.sgd(0.1), x, target, epochs=1, batch_size=5, key=KEY, progress=False,
+            validation=fraction,
+        )
+        for fraction in (half, 0.5)
+    ]  # fmt: skip
+    assert type(half).__name__ == "float32"
+    chex.assert_trees_all_equal(*results)
 
 
 def test_errors_about_examples_say_which():

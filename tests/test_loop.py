@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import threading
 import time
 
 import jax
@@ -55,8 +56,9 @@ def test_a_run_that_is_resumed_runs_the_epochs_that_are_missing(tmp_path):
     [
         (3, COLUMNS, {"seed": 2}, "is from a run with seed 1, not 2$"),
         (3, COLUMNS, {}, "is from a run with seed 1, not unset$"),
-        (2, COLUMNS, {"seed": 1}, "expected a row of 2 numbers for each epoch"),
-        (3, ["loss"], {"seed": 1}, "expected a row of 1 numbers for each epoch"),
+        (2, COLUMNS, {"seed": 1}, "run.npz has 3 epochs, expected at most 2$"),
+        (3, ["loss"], {"seed": 1}, r"has the columns \['loss', 'number'\], expected \['loss'\]$"),
+        (3, COLUMNS[::-1], {"seed": 1}, r"expected \['number', 'loss'\]$"),
     ],
 )
 def test_the_checkpoint_of_another_run_is_refused(num_epochs, columns, settings, message, tmp_path):
@@ -64,6 +66,53 @@ def test_the_checkpoint_of_another_run_is_refused(num_epochs, columns, settings,
     run(3, checkpoint=path, settings={"seed": 1})
     with pytest.raises(ValueError, match=message):
         fnn.load_checkpoint(path, START, num_epochs, columns, settings=settings)
+
+
+def test_an_older_checkpoint_which_has_no_columns_is_loaded(tmp_path):
+    path = tmp_path / "run.npz"
+    table = [[0.5, 1.0], [0.25, 2.0]]
+    fnn.save(path, START, note={"settings": None, "table": table})
+    _, history = fnn.load_checkpoint(path, START, 2, COLUMNS)
+    assert [[*row.values()] for row in history] == table
+    with pytest.raises(ValueError, match="expected a row of 1 numbers for each epoch"):
+        fnn.load_checkpoint(path, START, 2, ["loss"])
+
+
+def test_what_is_added_to_a_row_is_not_stored(tmp_path):
+    path = tmp_path / "run.npz"
+    for epoch in fnn.run_epochs(run_epoch, START, 3, COLUMNS, checkpoint=path):
+        epoch.history[-1] |= {"seconds": 1.0}
+    _, history = fnn.load_checkpoint(path, START, 3, COLUMNS)
+    assert history == run(3)[-1].history
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"settings": {"shape": (1, 2)}}, TypeError),
+        ({"settings": {"key": object()}}, TypeError),
+        ({"columns": ["loss", ("a", "b")]}, TypeError),
+        ({"columns": ["loss", "loss"]}, ValueError),
+    ],
+)
+def test_a_refused_run_leaves_the_older_checkpoint(options, error, tmp_path):
+    path = tmp_path / "run.npz"
+    run(3, checkpoint=path)
+    options = {"columns": COLUMNS, "checkpoint": path, **options}
+    with pytest.raises(error, match="run_epochs: expected .*columns"):
+        next(fnn.run_epochs(run_epoch, START, 3, **options))
+    assert len(fnn.read_note(path)["table"]) == 3
+
+
+def test_a_run_that_is_over_early_is_stored_and_stays_over(tmp_path):
+    path = tmp_path / "run.npz"
+    options = {"checkpoint": path, "checkpoint_every": 10, "is_over": lambda rows: len(rows) >= 3}
+    assert (
+        len(run(9, interruption=lambda: signal.SIGINT if path.exists() else None, **options)) == 3
+    )
+    state, history = fnn.load_checkpoint(path, START, 9, COLUMNS)
+    assert len(history) == 3
+    assert run(9, state, history=history, **options) == []
 
 
 def test_a_fresh_run_first_removes_the_older_checkpoint(tmp_path):
@@ -187,6 +236,34 @@ def test_signals_are_handled_as_before_when_the_work_is_done():
         assert interruption() is None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_interruptions_outside_the_main_thread_are_refused(capsys):
+    errors = []
+
+    def enter():
+        try:
+            with fnn.interruptions():
+                pass
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=lambda: [enter() for _ in range(20)])
+    thread.start()
+    thread.join()
+    assert len(errors) == 20
+    assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_unknown_before_any_work_is_done():
+    assert fnn.time_left(time.monotonic(), 0, 10) == "? left"
+    assert fnn.time_left(time.monotonic() - 20, 1, 4) == "1:00 left"
+
+
+def test_python_numbers_are_looked_at_as_they_are():
+    assert fnn.is_finite([1e39, 10**400, True, 1e39j])
+    for value in (float("nan"), float("inf"), complex(0, float("-inf"))):
+        assert not fnn.is_finite({"a": 1.0, "b": value})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

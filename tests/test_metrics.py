@@ -108,7 +108,7 @@ def test_nan_scores_and_invalid_labels_are_of_no_class(columns):
 
 
 def many(classes):
-    """Scores and labels of 300 examples, a third of them right, and the classes said."""
+    """Scores and labels of 300 examples, a third of them right, and the predicted classes."""
     given, labels = draw(1, (300, classes)), draw_integers(2, (300,), classes)
     given = given + jnp.where(draw(3, (300, 1)) > 0.5, 2 * jax.nn.one_hot(labels, classes), 0)
     return given, labels, [row.index(max(row)) for row in given.tolist()]
@@ -116,24 +116,24 @@ def many(classes):
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_confusion_matrix_counts_each_pair(classes):
-    given, labels, said = many(classes)
+    given, labels, predicted = many(classes)
     matrix = jax.jit(fnn.confusion_matrix)(given, labels)
-    pairs = [*zip(labels.tolist(), said, strict=True)]
+    pairs = [*zip(labels.tolist(), predicted, strict=True)]
     expected = [[pairs.count((i, j)) for j in range(classes)] for i in range(classes)]
     assert matrix.tolist() == expected
     assert jnp.trace(matrix) / 300 == fnn.accuracy(given, labels)
 
 
 def f1(pairs, number):
-    right = pairs.count((number, number))
-    said, there = ([pair[i] for pair in pairs].count(number) for i in (1, 0))
-    precision, recall = (right / n if n else 0.0 for n in (said, there))
-    return 2 * precision * recall / (precision + recall) if right else 0.0
+    true_positives = pairs.count((number, number))
+    predicted, actual = ([pair[i] for pair in pairs].count(number) for i in (1, 0))
+    precision, recall = (true_positives / n if n else 0.0 for n in (predicted, actual))
+    return 2 * precision * recall / (precision + recall) if true_positives else 0.0
 
 
 def test_f1_is_the_mean_over_the_classes_that_occur():
-    given, labels, said = many(4)
-    pairs = [*zip(labels.tolist(), said, strict=True)]
+    given, labels, predicted = many(4)
+    pairs = [*zip(labels.tolist(), predicted, strict=True)]
     expected = statistics.fmean(f1(pairs, number) for number in range(4))
     assert fnn.f1_score(given, labels) == pytest.approx(expected, rel=1e-6)
     with_a_fifth = jnp.concatenate([given, jnp.full((300, 1), -9.0)], axis=-1)
@@ -162,6 +162,13 @@ def test_top_k_accuracy_knows_ties_nan_and_invalid_labels():
     assert fnn.top_k_accuracy(given[:1], jnp.array([1]), 2) == 1
     assert fnn.top_k_accuracy(given[:1], jnp.array([2]), 2) == 0
     assert fnn.top_k_accuracy(given[1:], jnp.array([2, 3]), 3) == 0
+
+
+def test_top_1_accuracy_takes_both_zeros_as_equal():
+    given, labels = jnp.array([[-0.0, 0.0, -1.0], [-1.0, -0.0, 0.0]]), jnp.array([0, 1])
+    assert fnn.accuracy(given, labels) == 1
+    for top_1 in (fnn.top_k_accuracy, jax.jit(fnn.top_k_accuracy, static_argnums=2)):
+        assert top_1(given, labels, 1) == 1
 
 
 @pytest.mark.parametrize(
@@ -200,6 +207,20 @@ def test_r2_of_a_constant_target_is_1_or_0():
 def test_mean_absolute_error_is_over_all_elements():
     target, prediction = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.5, 1.0], [3.0, 4.5]])
     assert fnn.mean_absolute_error(prediction, target) == 0.5
+
+
+def test_metrics_of_large_numbers_do_not_overflow_inside():
+    target = jnp.array([3e38, -3e38, 3e38, 2e38])
+    prediction = jnp.array([-3e37, -3e38, 3e38, -2e38])
+    error = fnn.mean_absolute_error(prediction, target)
+    assert float(error) == pytest.approx((3.3e38 + 4e38) / 4, rel=1e-6)
+    scaled = fnn.r2_score(prediction / 1e30, target / 1e30)
+    assert jnp.isfinite(scaled)
+    assert float(fnn.r2_score(prediction, target)) == pytest.approx(float(scaled), rel=1e-5)
+    assert fnn.mean_absolute_error(jnp.array([3e-38]), jnp.array([1.5e-38])) > 0
+    assert fnn.mean_absolute_error(jnp.array([jnp.inf]), jnp.ones(1)) == jnp.inf
+    many_columns = jnp.stack([target, 1e-10 * target / 3e38], axis=1)
+    assert fnn.r2_score(many_columns, many_columns) == 1
 
 
 @pytest.mark.parametrize("metric", [fnn.r2_score, fnn.mean_absolute_error])

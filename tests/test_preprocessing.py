@@ -52,6 +52,34 @@ def test_split_refuses_what_it_cannot_divide(arrays, options, message):
         fnn.split(options.pop("key"), *arrays, **options)
 
 
+def test_lists_are_arrays_too():
+    (rest,), (part,) = fnn.split(KEY, [1, 2, 3], fraction=0.3)
+    assert sorted([*rest.tolist(), *part.tolist()]) == [1, 2, 3]
+    assert fnn.standardize([[1, 2], [3, 6]])[0].tolist() == [2, 4]
+
+
+def test_split_refuses_integers_that_jax_would_change():
+    wide = jax.device_get(jnp.arange(4)).astype("int64")
+    (rest,), (part,) = fnn.split(KEY, wide, fraction=0.5)
+    assert sorted([*rest.tolist(), *part.tolist()]) == [0, 1, 2, 3]
+    message = "split: expected integers that fit into int32, got int64 from 0 to 3298534883328"
+    with pytest.raises(ValueError, match=message):
+        fnn.split(KEY, wide << 40, fraction=0.5)
+
+
+def test_integers_of_64_bits_are_standardized_as_they_are():
+    wide = jax.device_get(jnp.arange(3)[:, None]).astype("int64") << 40
+    mean, std = fnn.standardize(wide)
+    assert mean.dtype == jnp.float32
+    assert mean.tolist() == [2.0**40]
+    assert float(std[0]) == pytest.approx(2**40 * (2 / 3) ** 0.5, rel=1e-6)
+
+
+def test_no_features_have_no_mean():
+    mean, std = fnn.standardize(jnp.zeros((5, 0)))
+    assert mean.shape == std.shape == (0,)
+
+
 def test_standardized_features_have_mean_0_and_deviation_1():
     x = draw(1, (50, 3)) * jnp.array([[0.01, 5.0, 300.0]]) + jnp.array([[1.0, -2.0, 4000.0]])
     mean, std = fnn.standardize(x)
@@ -92,6 +120,11 @@ def test_standardize_refuses_what_has_no_examples():
     for shape in ((), (0, 3)):
         with pytest.raises(ValueError, match=r"standardize: expected x of shape \(..., features\)"):
             fnn.standardize(jnp.zeros(shape))
+
+
+def test_standardize_refuses_complex_numbers():
+    with pytest.raises(ValueError, match="standardize: expected x of real numbers, got complex64"):
+        fnn.standardize(jnp.ones((3, 2), "complex64"))
 
 
 def test_the_layer_keeps_no_array_and_divides_what_comes_back():
