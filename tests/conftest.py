@@ -5,18 +5,22 @@ are kept for the session: scripts under test, some in processes of their own, ru
 """
 
 import atexit
+import functools
+import gc
 import os
 import shutil
 import tempfile
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's default has three digits
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_filtering", "off")  # it takes time where errors are expected
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["XLA_FLAGS"] = (
@@ -24,6 +28,10 @@ os.environ["XLA_FLAGS"] = (
 )
 if jax.__version_info__ < (0, 11):  # it compiles twice as fast so, and later ones have no such flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# JAX makes a context of MLIR for each program, which is a fifth of what small programs cost. One
+# serves all as well.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # Processes that the tests start need a part of a GPU's memory too.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -35,6 +43,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_finish():
+    """Let Python look for garbage less often, and not among what is there from now on."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="module")
