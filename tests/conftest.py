@@ -5,6 +5,7 @@ are kept for the session: scripts under test, some in processes of their own, ru
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's default has three digits
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_filtering", "off")  # it takes time where errors are expected
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["XLA_FLAGS"] = (
@@ -41,6 +43,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_finish():
+    """Let Python look for garbage less often, and not among what is there from now on."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="module")
