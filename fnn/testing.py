@@ -56,7 +56,9 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
         def prepare(x):
             params, x = cast_floating((layer.init(init_key), x), jnp.float64)
             leaves, structure = jax.tree.flatten(params)
-            like = [*leaves, jax.eval_shape(layer.forward, params, x)[0]]
+            inputs = {"grads": params, "dx": x}  # named like the derivatives, as in messages
+            y, _ = jax.eval_shape(functools.partial(forward, None), inputs)
+            like = [*leaves, y]
             # One program draws all, because each that draws takes long to compile.
             ends = [*accumulate(leaf.size for leaf in like)]
             parts = jnp.split(jax.random.normal(noise_key, ends[-1:]), ends[:-1])
@@ -65,7 +67,6 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
                 leaf + 0.1 * part if is_floating(leaf) else leaf
                 for leaf, part in zip(leaves, noise, strict=True)
             ]
-            # The keys name the derivatives, as the messages do.
             inputs = {"grads": jax.tree.unflatten(structure, leaves), "dx": x}
             y, y_with_key = (forward(run_key, inputs)[0] for run_key in (None, layer_key))
             return inputs, dy, jnp.any(y != y_with_key)
