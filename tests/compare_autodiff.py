@@ -45,9 +45,9 @@ def derived_by_jax(layer):
 
 def epochs(batch_size):
     """An epoch of the report's network, and the same with the passes that jax.vjp derives."""
-    from benchmark import REPORT, make_data, make_model
+    from benchmark import REPORT, make_training
 
-    model, loss, optimizer = make_model(REPORT), fnn.MSELoss(), fnn.sgd(0.01)
+    (model, loss, optimizer), start, data = make_training(REPORT, 1000)
     loss_by_jax = fnn.Loss(
         lambda y, target: jax.vjp(lambda y: loss.forward(y, target)[0], y),
         lambda vjp: vjp(jnp.ones(()))[0],
@@ -56,8 +56,7 @@ def epochs(batch_size):
     by_jax = fnn.make_train_epoch(derived_by_jax(model), loss_by_jax, optimizer, batch_size)
 
     def make_arguments():
-        state = fnn.init_train_state(model, optimizer, jax.random.key(1))
-        return state, *make_data(REPORT, 1000), jax.random.key(2)
+        return start(jax.random.key(1)), *data, jax.random.key(2)
 
     return by_hand, by_jax, make_arguments
 
@@ -127,7 +126,7 @@ def deep_step(depth):
 
 
 def main(rounds=9):
-    from benchmark import describe_machine, take_turns
+    from shared.measure import describe_machine, take_turns
 
     jax.config.update("jax_enable_compilation_cache", False)
     print(describe_machine())
@@ -148,7 +147,7 @@ def main(rounds=9):
             name: lambda program=program: program(*args)  # noqa: B023
             for name, program in programs.items()
         }
-        turns = take_turns(calls, rounds)
+        turns = take_turns(calls, rounds, 0.0)
         for name, seconds in turns.items():
             flops, temporary = cost(programs[name], *args)
             ratio = statistics.median(map(operator.truediv, turns["beside"], seconds))

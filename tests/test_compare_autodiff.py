@@ -74,3 +74,13 @@ def test_squared_norms_need_no_more_memory_than_vmapped_grads():
 def test_repeats_program_does_not_grow_with_n():
     lengths = [len(compare_autodiff.deep_step(depth).as_text().splitlines()) for depth in (4, 64)]
     assert lengths[0] == lengths[1]
+
+
+def test_an_epoch_by_hand_costs_no_more_than_one_whose_passes_vjp_derives():
+    by_hand, by_vjp, make_arguments = compare_autodiff.epochs(100)
+    shapes = jax.eval_shape(make_arguments)
+    (flops, temporary), (flops_by_vjp, temporary_by_vjp) = (
+        cost(epoch, *shapes) for epoch in (by_hand, by_vjp)
+    )
+    assert flops <= flops_by_vjp
+    assert temporary <= temporary_by_vjp
