@@ -30,15 +30,18 @@ def become(arguments, environment, folder, out, err):
     ):
         os.dup2(os.open(path, flags), number)
     encoding = environment.get("PYTHONIOENCODING")
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
-    sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.update(environment)
     for name, text in environment.items():
         if name.lower() in jax.config.values:  # JAX has read the environment before
             kind = type(jax.config.values[name.lower()])
-            value = text in ("1", "true") if kind is bool else int(text) if kind is int else text
-            jax.config.update(name.lower(), value)
+            if kind is bool:
+                text = text in ("1", "true")
+            elif kind in (int, float):
+                text = kind(text)
+            jax.config.update(name.lower(), text)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
@@ -59,7 +62,8 @@ def wait(number):
 
 def main():
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called")  # no thread has started yet
-    gc.freeze()  # so that the forks do not look through all that they share
+    gc.freeze()
+    gc.disable()  # the forks live for a moment
     for line in sys.stdin:
         request = json.loads(line)
         if isinstance(request, int):

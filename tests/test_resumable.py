@@ -1,20 +1,20 @@
 """What kills, interrupts or starves a run of train_disk.py loses at most what is not stored yet."""
 
+import functools
 import io
 import itertools
-import json
 import os
 import pathlib
 import random
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import jax
 import jax.numpy as jnp
+import processes
 import pytest
 import train_disk
 import train_mnist
@@ -22,8 +22,7 @@ from shared import training
 
 import fnn
 
-TESTS = pathlib.Path(__file__).parent
-NUM_EPOCHS = 40
+NUM_EPOCHS = 20
 SMALL = [
     *("--epochs", str(NUM_EPOCHS), "--train-size", "20", "--test-size", "10"),
     *("--batch-size", "10", "--hidden", "3", "--momentum", "0.5", "--quiet"),
@@ -33,16 +32,17 @@ HEARD = "finishing this epoch and its results; a Ctrl-C from now on stops at onc
 RESULTS = ["metrics.csv", "params.npz", training.CHECKPOINT, *train_disk.FIGURES]
 
 
-class Run:
-    """A run of train_disk.py in a process of its own, as tests/train_disk_in_forks.py has it."""
+class Run(processes.Process):
+    """A run of train_disk.py, as tests/disturbed_train_disk.py has it."""
 
-    def __init__(self, ask, folder, arguments, **options):
-        self.ask, self.folder = ask, folder
+    def __init__(self, cache, folder, arguments, hold=0, how="wait"):
         events = pathlib.Path(f"{folder}.events")
         if not events.exists():
             os.mkfifo(events)
-        self.events = os.open(events, os.O_RDWR)
-        self.id = ask({"folder": str(folder), "arguments": arguments, **options})
+        self.folder, self.events = folder, os.open(events, os.O_RDWR)
+        program = [processes.TESTS / "disturbed_train_disk.py", folder, hold, how]
+        files = ".", f"{folder}.out", f"{folder}.err"
+        super().__init__([*program, *arguments], cache, *files)
 
     def wait_for_event(self, number):
         for _ in range(number):
@@ -59,14 +59,8 @@ class Run:
     def go(self):
         pathlib.Path(f"{self.folder}.go").touch()
 
-    def output(self):
-        return pathlib.Path(f"{self.folder}.out").read_text()
-
-    def errors(self):
-        return pathlib.Path(f"{self.folder}.err").read_text()
-
     def wait(self):
-        status = self.ask(self.id)
+        status = super().wait()
         os.close(self.events)
         return status
 
@@ -78,22 +72,9 @@ def start(tmp_path_factory):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": str(processes.SCRIPTS),
     }
-    path = os.pathsep.join([str(TESTS.parent / "scripts"), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        [sys.executable, str(TESTS / "train_disk_in_forks.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **cache, "PYTHONPATH": path},
-    ) as server:
-
-        def ask(request):
-            print(json.dumps(request), file=server.stdin, flush=True)
-            return json.loads(server.stdout.readline())
-
-        yield lambda *arguments, **options: Run(ask, *arguments, **options)
-        server.stdin.close()
+    return functools.partial(Run, cache)
 
 
 def results(folder):
@@ -284,12 +265,12 @@ def test_a_second_run_in_the_same_folder_is_refused(start, undisturbed, tmp_path
 
 
 def test_other_settings_are_refused_and_nothing_is_touched(start, finished, undisturbed):
-    changes = ["--epochs", "41", "--momentum", "0.25", "--hidden", "3", "4"]
+    changes = ["--epochs", "21", "--momentum", "0.25", "--hidden", "3", "4"]
     run = start(finished, [*EVERY, "--resume", *changes])
     assert run.wait() == 2
     assert run.errors() == (
         f"train_disk.py: error: {finished / training.CHECKPOINT} is from a run with "
-        f"epochs {NUM_EPOCHS}, not 41; momentum 0.5, not 0.25; hidden [3], not [3, 4]; "
+        f"epochs {NUM_EPOCHS}, not 21; momentum 0.5, not 0.25; hidden [3], not [3, 4]; "
         "without --resume the run begins anew\n"
     )
     assert results(finished) == undisturbed
@@ -417,8 +398,8 @@ def test_a_signal_in_the_last_epoch_comes_too_late(tmp_path, capsys):
 def test_checkpoints_are_as_frequent_as_asked_and_at_the_end(tmp_path, monkeypatch):
     stored = []
     monkeypatch.setattr(fnn.loop, "save", lambda *_, note: stored.append(len(note["table"])))
-    run_epochs(tmp_path, "--checkpoint-every", "15")
-    assert stored == [15, 30, NUM_EPOCHS]
+    run_epochs(tmp_path, "--checkpoint-every", "8")
+    assert stored == [8, 16, NUM_EPOCHS]
 
 
 def test_an_infinite_parameter_ends_the_run_and_the_checkpoint_stays(tmp_path, capsys, place):
