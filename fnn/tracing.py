@@ -71,7 +71,8 @@ def trace(
 
     The result prints as a table. For each array it shows the name, the shape, the norm (the root of
     the sum of squares; for integers the dtype) and, if they are few, the numbers. "= x" stands for
-    residuals that are x itself. Read the table downwards for forward and upwards for backward. In a
+    residuals that are x itself. Forward runs down the table. Backward starts at the bottom, with
+    d_prediction, and goes up layer by layer; within a layer, from dy down to grads and dx. In a
     Sequential, a layer's y is the next layer's x, and a layer's dx is the dy of the layer before.
 
     Places and names are those of observe. Combinators and transforms, except for Sequential, have

@@ -51,7 +51,7 @@ def LeakyReLU(negative_slope: float = 0.01) -> Layer:
 
 
 def Tanh() -> Layer:
-    """y = tanh(x); dx = dy (1 - y)(1 + y). Any shape; params ()."""
+    """y = tanh(x); dx = dy (1 - y)(1 + y), as the slope is 1 - tanh(x)^2. Any shape; params ()."""
     return _keep_y("Tanh()", jnp.tanh, lambda y, dy: dy * (1 - y) * (1 + y))
 
 
