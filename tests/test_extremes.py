@@ -185,7 +185,7 @@ def test_one_huge_gradient_does_not_stop_adam_for_ever():
     assert p == pytest.approx(0.4031, abs=1e-3)
 
 
-def test_a_float16_mse_has_the_derivative_of_a_difference_beyond_its_range():
+def test_float16_mse_is_derived_from_differences_beyond_its_range():
     prediction = jnp.zeros(1000, jnp.float16).at[0].set(40000)
     target = jnp.zeros(1000, jnp.float16).at[0].set(-40000)
     _, d_prediction = fnn.MSELoss().forward(prediction, target)

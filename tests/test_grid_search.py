@@ -77,13 +77,13 @@ def assert_row_is(row, seed, standardize, encoding, num_train, unseen):
         assert float(row[f"{name}_accuracy"]) == pytest.approx(float(accuracy), abs=1e-5)
 
 
-def test_a_network_of_the_grid_is_the_one_that_is_trained_alone_on_the_first_points(small_run):
+def test_a_network_of_the_grid_is_the_one_that_is_trained_alone(small_run):
     row = rows(small_run / "grid.csv")[5]
     assert (row["learning_rate"], row["seed"]) == ("1.0", "2")
     assert_row_is(row, 2, False, "one-hot", 40, "validation")
 
 
-def test_the_chosen_rate_is_trained_on_all_training_points_and_tested_on_test_points(tmp_path):
+def test_the_chosen_rate_trains_on_all_points_and_meets_new_ones(tmp_path):
     options = [*SMALL, "--rates", "1", "--seeds", "1", "--first-seed", "7"]
     options += ["--encoding", "report", "--standardize", "--output", str(tmp_path)]
     assert grid_search.main(options) == 0
