@@ -62,7 +62,7 @@ def test_numbers_come_back_to_the_bit(dtype, tmp_path):
             if dtype.name in ("bool", "int4", "uint4"):
                 content = bytes(byte % 2 for byte in content)
             numbers = jax.device_get(jnp.frombuffer(content, dtype))
-            tree[str(shape)] = jnp.asarray(numbers.reshape(shape))
+            tree[str(shape)] = jax.device_put(numbers.reshape(shape))
     loaded = assert_comes_back(tmp_path / "file.npz", tree)
     assert all(isinstance(array, jax.Array) for array in loaded.values())
     other = copy.copy(dtype)  # as pickle makes one: equal, but not numpy's own
@@ -406,7 +406,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
     assert bits(fnn.load(path, OLD)) == bits(OLD)
 
 
-def test_the_file_is_on_the_disk_before_its_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+def test_the_disk_has_the_file_before_its_name_and_both_at_the_end(tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
 
     def watched(file):
@@ -436,7 +436,7 @@ def largest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_device_is_an_error_that_names_the_file_and_the_old_file_stays(tmp_path):
+def test_a_full_device_is_told_by_name_and_the_old_file_stays(tmp_path):
     path = tmp_path / "params.npz"
     large = {"W": jnp.arange(20_000.0), "b": OLD}
     fnn.save(path, large)
@@ -472,9 +472,7 @@ def test_what_is_not_a_regular_file_is_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
-def test_a_folder_that_cannot_be_flushed_is_found_before_anything_is_replaced(
-    tmp_path, monkeypatch
-):
+def test_an_unflushable_folder_is_found_before_a_file_is_replaced(tmp_path, monkeypatch):
     fnn.save(tmp_path / "params.npz", OLD)
     open_ = os.open
 

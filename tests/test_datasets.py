@@ -150,7 +150,7 @@ def test_only_regular_files_are_read(tmp_path, path):
         fnn.load_idx(tmp_path / path)
 
 
-def test_a_file_that_does_not_fit_into_memory_is_an_error_with_its_name(tmp_path):
+def test_a_file_too_large_for_memory_is_an_error_with_its_name(tmp_path):
     """A small compressed file may truly have more bytes than there is memory for."""
     parts = gzip.compress(idx_bytes(8, (2**9, 2**20), b"")), gzip.compress(bytes(2**20)) * 2**9
     (tmp_path / "data").write_bytes(b"".join(parts))

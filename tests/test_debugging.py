@@ -83,7 +83,7 @@ def test_of_what_has_another_backward_the_parts_are_not_opened():
     assert {report[0] for report in reports} == {"0 Sequential", "1 Linear(3, 2)"}
 
 
-def test_an_observed_model_keeps_its_names_and_an_infinite_norm_is_no_nan():
+def test_an_observed_model_keeps_names_and_infinite_norms():
     reports, callback = recorder()
     layer = fnn.observe(fnn.observe(fnn.Linear(3, 2), callback), callback)
     with jax.debug_nans(True):

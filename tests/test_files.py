@@ -52,9 +52,7 @@ def test_every_name_that_the_system_takes_can_be_written(letter, tmp_path):
 @pytest.mark.parametrize(
     "number", [errno.EINVAL, errno.ENOTSUP, errno.EIO], ids=errno.errorcode.get
 )
-def test_a_folder_without_fsync_is_fine_and_one_with_a_failing_fsync_is_not(
-    number, tmp_path, monkeypatch
-):
+def test_a_folder_may_have_no_fsync_but_not_one_that_fails(number, tmp_path, monkeypatch):
     fsync = os.fsync
 
     def refuse_folders(descriptor):

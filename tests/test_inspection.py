@@ -47,7 +47,7 @@ def test_the_totals_are_what_training_keeps():
     assert int(num_bytes.replace(",", "")) == sum(kept.values())
 
 
-def test_layers_of_ones_own_are_named_after_their_function_or_what_they_replace():
+def test_a_users_layer_is_named_after_its_function_or_the_old_one():
     def Scale():
         def forward(params, x, key=None):
             return params * x, x

@@ -7,8 +7,8 @@ import re
 
 import chex
 import jax
-import jax.numpy as jnp
 import pytest
+from cases import numpy_array
 
 import fnn
 
@@ -59,13 +59,14 @@ def make(case):
     return eval(case["expression"], vars(fnn))
 
 
-def arrays(recorded):
+def arrays(recorded, dtype):
     """Dictionaries of arrays, in tuples for the parameters of several layers."""
     if isinstance(recorded, dict):
-        return {name: arrays(part) for name, part in recorded.items()}
+        return {name: arrays(part, dtype) for name, part in recorded.items()}
     if recorded == [] or (isinstance(recorded, list) and isinstance(recorded[0], dict)):
-        return tuple(map(arrays, recorded))
-    return jnp.array(recorded)
+        return tuple(arrays(part, dtype) for part in recorded)
+    are_integers = all(isinstance(number, int) for number in jax.tree.leaves(recorded))
+    return numpy_array(recorded, dtype.replace("float", "int") if are_integers else dtype)
 
 
 @functools.cache
@@ -77,7 +78,7 @@ def outputs(kind, dtype):
     def compute(inputs):
         return [kind(make(case), **part) for case, part in zip(cases, inputs, strict=True)]
 
-    return compute([arrays(case["inputs"]) for case in cases])
+    return compute([arrays(case["inputs"], dtype) for case in cases])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
@@ -92,9 +93,9 @@ def outputs(kind, dtype):
 def test_fnn_gives_what_pytorch_gave(kind, number, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         actual = outputs(kind, dtype)[number]
-        recorded = arrays(RECORD[kind.__name__][number]["outputs"])
+        recorded = arrays(RECORD[kind.__name__][number]["outputs"], dtype)
         chex.assert_trees_all_equal_shapes_and_dtypes(actual, recorded)
-        pairs = zip(*map(jax.tree.leaves, jax.device_get((actual, recorded))), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (jax.device_get(actual), recorded)), strict=True)
         for ours, theirs in pairs:
             assert abs(ours - theirs).max() <= tolerance * abs(theirs).max()
 
@@ -119,7 +120,7 @@ def test_the_record_covers_every_layer_loss_optimizer_and_schedule():
         assert {match[1] for match in reductions - {None}} == {"mean", "sum"}
 
 
-def test_the_recorded_trainings_cover_every_setting_of_sgd_and_really_train():
+def test_the_recorded_trainings_cover_sgd_and_really_train():
     for case in RECORD["trainings"]:
         first, last = case["outputs"]["first"], case["outputs"]["last"]
         assert case["inputs"]["params"] != first != last
