@@ -1,7 +1,6 @@
 """Train a network on a table of one's own, and predict with it."""
 
 import csv
-import io
 import itertools
 import pathlib
 import sys
@@ -18,6 +17,7 @@ from shared import command_line, figures, tables
 from shared.command_line import Parser, UserError, layer_width, nonnegative_float, positive_int
 
 import fnn
+from fnn.files import write_rows, write_text
 
 FEWEST_ROWS = 10
 FILES = ["params.npz", "metrics.csv", "curves.svg"]
@@ -146,19 +146,15 @@ def summarize(note, scores, y, train_y):
 
 def write_history(options, history, loss_name):
     """Write the metrics of every epoch, and their curves."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, ["epoch", *history[0]])
-    writer.writeheader()
-    writer.writerows({"epoch": number, **row} for number, row in enumerate(history, 1))
+    rows = [[number, *row.values()] for number, row in enumerate(history, 1)]
+    write_rows(options.output / "metrics.csv", [["epoch", *history[0]], *rows])
     panels = []
     for title, end in ((loss_name, "_loss"), ("accuracy, %", "_accuracy")):
         names = [name for name in history[0] if name.endswith(end)]
         curves = [(name.replace("_", " "), [row[name] for row in history]) for name in names]
         panels += [(title, [figures.Curve(*curve) for curve in curves])] if curves else []
     drawn = figures.learning_curves(panels, f"Training, seed {options.seed}")
-    for name, content in (("metrics.csv", text.getvalue()), ("curves.svg", drawn)):
-        with fnn.replace_file(options.output / name) as file:
-            file.write(content.encode())
+    write_text(options.output / "curves.svg", drawn)
 
 
 def predict(options):

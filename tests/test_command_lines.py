@@ -245,7 +245,11 @@ def test_messages_are_one_line_without_control_characters(capsys):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_script_finds_its_modules_where_python_does_not_look(name):
-    assert run_program(SCRIPTS / name, "--help", PYTHONPATH="") == (0, "")
+    paths = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(SCRIPTS.parent)}
+    command = [sys.executable, SCRIPTS / name, "--help"]
+    process = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith(f"usage: {name}")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -106,6 +106,20 @@ def test_the_best_parameters_come_back_and_patience_stops(tmp_path):
     assert len(fnn.fit(one, *others, **options).history) == 50
 
 
+def test_of_equally_good_epochs_the_first_is_the_best():
+    def forward(prediction, target):
+        return jnp.zeros(()), jnp.ones_like(prediction)
+
+    loss = fnn.Loss(forward, lambda dy: dy)  # always 0, but the parameters move
+    options = {"batch_size": 5, "key": KEY, "validation": held_out, "progress": False}
+    one, three = (
+        fnn.fit(model, loss, fnn.sgd(0.1), x, target, epochs=epochs, **options) for epochs in (1, 3)
+    )
+    assert [row["validation_loss"] for row in three.history] == [0, 0, 0]
+    chex.assert_trees_all_equal(three.params, one.params)
+    assert (three.state.params[0]["W"] != one.params[0]["W"]).any()
+
+
 @pytest.mark.parametrize("stops_at", [1, 4, 7])
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(stops_at, tmp_path):
     one, *others = pull_to(5.0)

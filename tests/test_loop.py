@@ -99,7 +99,7 @@ def test_a_refused_run_leaves_the_older_checkpoint(options, error, tmp_path):
     path = tmp_path / "run.npz"
     run(3, checkpoint=path)
     options = {"columns": COLUMNS, "checkpoint": path, **options}
-    with pytest.raises(error, match="run_epochs: expected .*columns"):
+    with pytest.raises(error, match=r"run_epochs: expected .*columns"):
         next(fnn.run_epochs(run_epoch, START, 3, **options))
     assert len(fnn.read_note(path)["table"]) == 3
 

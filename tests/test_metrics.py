@@ -238,5 +238,5 @@ def test_metrics_of_numbers_refuse_what_does_not_fit(metric, prediction, target,
 
 
 def test_r2_of_one_example_is_refused():
-    with pytest.raises(ValueError, match="r2_score: expected shape .* two or more examples"):
+    with pytest.raises(ValueError, match=r"r2_score: expected shape .* two or more examples"):
         fnn.r2_score(jnp.ones(1), jnp.ones(1))

@@ -79,7 +79,7 @@ def test_what_is_no_key_is_refused_with_the_call_that_makes_one(key):
             fnn.make_train_step(model, mse, fnn.sgd(0.1)),
             fnn.make_train_epoch(model, mse, fnn.sgd(0.1), 5),
         ):
-            with pytest.raises(ValueError, match="expected a key such as jax.random.key"):
+            with pytest.raises(ValueError, match=r"expected a key such as jax\.random\.key"):
                 train(state_of(fnn.sgd(0.1)), x, target, key)
 
 

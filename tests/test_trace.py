@@ -154,7 +154,7 @@ def test_what_a_layer_gives_is_what_the_next_one_gets(name):
     *layers, last = [
         entry for entry in traced(name) if "Residual." not in getattr(entry, "place", "")
     ]
-    for before, after in zip(layers, layers[1:], strict=False):
+    for before, after in itertools.pairwise(layers):
         assert after.x is before.y
         assert after.dx is before.dy
     assert last.prediction is layers[-1].y

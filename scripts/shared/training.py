@@ -25,7 +25,7 @@ CHECKPOINT = "checkpoint.npz"
 HIDDEN = f"{CHECKPOINT}.00000000.unfinished"
 FILES = ["metrics.csv", "params.npz", CHECKPOINT]
 # These options may change from a run to the one that resumes it. Those on processes are among them,
-# so that a run can go on with another number of distributed.
+# so that a run can go on with another number of devices.
 NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
