@@ -83,11 +83,11 @@ def check_integer(name: str, what: str, value: Any, low: int, high: float = math
     return integer
 
 
-def check_pair(name: str, what: str, value: Any, low: int) -> tuple[Any, Any]:
-    """Return `value` as a tuple of two integers >= low. A single integer is repeated."""
-    values = value if isinstance(value, tuple | list) else (value, value)
-    if len(values) != 2:
-        raise ValueError(f"{name}: expected {what} to be an integer or two, got {value!r}")
+def check_sizes(name: str, what: str, value: Any, count: int, low: int) -> tuple[Any, ...]:
+    """Return `value` as a tuple of `count` integers >= low. A single integer is repeated."""
+    values = value if isinstance(value, tuple | list) else (value,) * count
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {what} to be an integer or {count}, got {value!r}")
     return tuple(check_integer(name, what, size, low) for size in values)
 
 

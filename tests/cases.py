@@ -51,7 +51,6 @@ LAYERS = {
     "MaxPool2d": LayerCase(lambda: fnn.MaxPool2d(2), (5, 4, 2), (2, 2, 2)),
     "MaxPool2d-overlapping": LayerCase(lambda: fnn.MaxPool2d((3, 2), 1), (4, 4, 2), (2, 3, 2)),
     "AvgPool2d": LayerCase(lambda: fnn.AvgPool2d((2, 1)), (5, 4, 2), (2, 4, 2)),
-    "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
     "Flatten": LayerCase(fnn.Flatten, (2, 3, 4), (24,)),
     "LayerNorm": LayerCase(lambda: fnn.LayerNorm(3), (3,), (3,)),
     "RMSNorm": LayerCase(lambda: fnn.RMSNorm(3), (3,), (3,)),
@@ -85,6 +84,12 @@ LAYERS = {
     "Parallel-sum": LayerCase(
         lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), combine="sum"), (3,), (3,)
     ),
+}
+
+# Layers with options of those above. The tests of exactness and of cost run over them too, and the
+# other properties do not.
+VARIANTS: dict[str, LayerCase] = {
+    "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
 }
 
 

@@ -226,7 +226,7 @@ def test_messages_say_what_was_expected_and_what_came(wrap):
     [
         (lambda: fnn.Conv2d(0, 3, 3), "Conv2d: expected in_channels to be an integer >= 1, got 0"),
         (lambda: fnn.Conv2d(1, 3, 2.5), "Conv2d: expected kernel_size to be an integer >= 1"),
-        (lambda: fnn.Conv2d(1, 3, (1, 2, 3)), "expected kernel_size to be an integer or two"),
+        (lambda: fnn.Conv2d(1, 3, (1, 2, 3)), "expected kernel_size to be an integer or 2"),
         (lambda: fnn.Conv2d(1, 3, 3, stride=0), "expected stride to be an integer >= 1, got 0"),
         (lambda: fnn.Conv2d(1, 3, 3, padding=-1), "expected padding to be an integer >= 0"),
         (lambda: fnn.Conv2d(1, 3, 3, padding="same"), "expected padding 'VALID', 'SAME', an int"),

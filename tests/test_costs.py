@@ -7,7 +7,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LAYERS, LayerCase, draw, layer_inputs
+from cases import LAYERS, VARIANTS, LayerCase, draw, layer_inputs
 
 import fnn
 
@@ -43,6 +43,7 @@ def with_key(layer):
 
 CASES = {
     **LAYERS,
+    **VARIANTS,
     "Dropout": LayerCase(lambda: with_key(fnn.Dropout(0.5)), (3,), (3,)),
     "LayerNorm-256": LayerCase(lambda: fnn.LayerNorm(256), (256,), (256,)),
     "RMSNorm-256": LayerCase(lambda: fnn.RMSNorm(256), (256,), (256,)),

@@ -7,11 +7,23 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LAYERS, LEADING, cast, draw, draw_integers, is_floating, layer_inputs, zeros_like
+from cases import (
+    LAYERS,
+    LEADING,
+    VARIANTS,
+    cast,
+    draw,
+    draw_integers,
+    is_floating,
+    layer_inputs,
+    zeros_like,
+)
 
 import fnn
 
 every_layer = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
+ALL = {**LAYERS, **VARIANTS}
+every_layer_and_variant = pytest.mark.parametrize("case", ALL.values(), ids=ALL.keys())
 every_leading = pytest.mark.parametrize("leading", LEADING.values(), ids=LEADING.keys())
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -74,13 +86,13 @@ def results(case):
     return Results(inputs, by_hand, again, by_jax, over_examples, empty)
 
 
-@every_layer
+@every_layer_and_variant
 def test_backward_matches_jax_vjp(case):
     _, by_hand, _, by_jax, *_ = results(case)
     chex.assert_trees_all_close(by_hand, by_jax, rtol=1e-10, atol=1e-14)
 
 
-@every_layer
+@every_layer_and_variant
 def test_backward_matches_finite_differences(case):
     layer, _, x, _ = layer_inputs(case, (2,))
     near, far_out = jax.device_get(x)

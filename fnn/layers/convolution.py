@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_integer, check_pair
+from fnn._checks import check_array, check_integer, check_sizes
 from fnn._numerics import accumulation_dtype, broadcast_last_axis, sharding_of, upcast
 from fnn.initializers import xavier_uniform, zeros
 from fnn.layer import Layer
 from fnn.layers._frame import with_params
+from fnn.layers._windows import check_padding, output_sizes, pads_of
 
 
 def Conv2d(
@@ -54,15 +55,9 @@ def Conv2d(
     """
     in_channels = check_integer("Conv2d", "in_channels", in_channels, 1)
     out_channels = check_integer("Conv2d", "out_channels", out_channels, 1)
-    kernel = check_pair("Conv2d", "kernel_size", kernel_size, 1)
-    strides = check_pair("Conv2d", "stride", stride, 1)
-    if isinstance(padding, str):
-        if padding not in ("VALID", "SAME"):
-            raise ValueError(
-                f"Conv2d: expected padding 'VALID', 'SAME', an integer or two, got {padding!r}"
-            )
-    else:
-        padding = tuple((size, size) for size in check_pair("Conv2d", "padding", padding, 0))
+    kernel = check_sizes("Conv2d", "kernel_size", kernel_size, 2, 1)
+    strides = check_sizes("Conv2d", "stride", stride, 2, 1)
+    padding = check_padding("Conv2d", padding, 2)
     name = f"Conv2d({in_channels}, {out_channels}, {kernel})"
     params = {"W": ((*kernel, in_channels, out_channels), weight_init)}
     if bias:
@@ -73,13 +68,8 @@ def Conv2d(
         size = x.shape[-3:-1]
         if 0 in size:
             raise ValueError(f"{name}: expected x with rows and columns, got {x.shape}")
-        pads = padding
-        if isinstance(padding, str):
-            pads = jax.lax.padtype_to_pads(size, kernel, strides, padding)
-        out = tuple(
-            (n + sum(pad) - k) // s + 1
-            for n, pad, k, s in zip(size, pads, kernel, strides, strict=True)
-        )
+        pads = pads_of(padding, size, kernel, strides)
+        out = output_sizes(size, pads, kernel, strides)
         if min(out) < 1:
             raise ValueError(f"{name}: expected x no smaller than the kernel, got {x.shape}")
         return pads, out

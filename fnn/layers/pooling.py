@@ -11,7 +11,7 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_pair
+from fnn._checks import check_array, check_sizes
 from fnn._numerics import sum_of, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
@@ -250,6 +250,6 @@ def _unblock(blocks, shape):
 
 
 def _sizes(kind, window, stride):
-    window = check_pair(kind, "window", window, 1)
-    strides = window if stride is None else check_pair(kind, "stride", stride, 1)
+    window = check_sizes(kind, "window", window, 2, 1)
+    strides = window if stride is None else check_sizes(kind, "stride", stride, 2, 1)
     return f"{kind}({window}, {strides})", window, strides
