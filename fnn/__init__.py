@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # fmt: off
 # isort: off
 from fnn._signals import interruptions
+from fnn.calibration import calibrate
 from fnn.checkpoint import load, read_note, save
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versions
@@ -28,7 +29,9 @@ from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout
 from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
-from fnn.layers.normalization import LayerNorm, RMSNorm
+from fnn.layers.normalization import (
+    BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm,
+)
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
@@ -54,14 +57,15 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted",
-    "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss",
-    "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
-    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
-    "accumulate_gradients", "accuracy", "adam", "as_jax_function", "check_layer", "check_loss",
-    "clip_by_global_norm", "clip_gradient", "confusion_matrix", "constant", "cosine_decay",
-    "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
+    "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm", "Conv2d", "CrossEntropyLoss", "Dropout",
+    "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GroupNorm", "HuberLoss", "Identity",
+    "InstanceNorm", "Interrupted", "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear",
+    "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel",
+    "RMSNorm", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
+    "Standardize", "Tanh", "TrainState", "accumulate_gradients", "accuracy", "adam",
+    "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
+    "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
+    "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
     "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
     "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_squared_norms",
     "load", "load_checkpoint", "load_idx", "loss_and_grads", "make_train_epoch",

@@ -45,7 +45,7 @@ def make_train_epoch(
     Args:
         shuffle: visit the examples in an order drawn with the key, else in the given order.
             Without shuffling the key may be None, which runs the model in evaluation mode. A model
-            that draws random numbers, such as one with Dropout, needs the key all the same.
+            that uses a key, such as one with Dropout or BatchNorm, needs it all the same.
         donate: as in make_train_step.
         report: as in make_train_step. The epoch then returns (state, loss values, reports). Every
             leaf of the reports has a first axis with an entry for each step. The norms of all

@@ -30,6 +30,7 @@ from fnn._checks import as_array, check_integer, check_key, check_type, note_on_
 from fnn._examples import check_fit, make_sets
 from fnn._numerics import upcast
 from fnn._signals import interruptions
+from fnn.calibration import calibrate
 from fnn.epoch import make_train_epoch
 from fnn.layer import Layer, check_is_layer
 from fnn.loop import (
@@ -196,7 +197,8 @@ def fit(
     if progress and is_over(history) and len(history) < epochs:
         print(f"stopped: the validation loss was lowest after epoch {_best_epoch(history)}")
     state, best = carry
-    return Fit(best[1] if keeps_best else state.params, state, history)
+    params = best[1] if keeps_best else _calibrated(model, state.params, train_set[0])
+    return Fit(params, state, history)
 
 
 def _compile(model, loss, optimizer, batch_size, metrics, keeps_best):
@@ -211,9 +213,11 @@ def _compile(model, loss, optimizer, batch_size, metrics, keeps_best):
         state, best = carry
         state, losses = train_epoch(state, *train_set, jax.random.fold_in(key, number))
         values = [_mean_over_examples(losses, len(train_set[0]), batch_size)]
+        params = state.params
         if validation_set or metrics:
             x, target = validation_set or train_set
-            prediction = predict(model, state.params, x, batch_size=EVALUATED_AT_ONCE)
+            params = _calibrated(model, params, train_set[0])
+            prediction = predict(model, params, x, batch_size=EVALUATED_AT_ONCE)
             values += [loss.forward(prediction, target)[0]] if validation_set else []
             for name, metric in metrics.items():
                 with note_on_error(f"in fit, in the metric {name!r}"):
@@ -225,10 +229,17 @@ def _compile(model, loss, optimizer, batch_size, metrics, keeps_best):
         if keeps_best:
             value = jnp.asarray(values[1], float)
             choose = functools.partial(jnp.where, value < best[0])
-            best = jax.tree.map(choose, (value, state.params), best)
+            best = jax.tree.map(choose, (value, params), best)
         return (state, best), losses, values
 
     return jax.jit(run_epoch)
+
+
+def _calibrated(model, params, x):
+    """The params with which a model is evaluated."""
+    if not model.couples_examples:
+        return params
+    return calibrate(model, params, x, batch_size=EVALUATED_AT_ONCE)
 
 
 def _mean_over_examples(losses, num_examples, batch_size):

@@ -10,8 +10,10 @@ params      Any pytree. It is () for a layer without parameters.
 residuals   The saved tensors: what forward saves for backward. They occupy memory between the two
             passes, so a layer saves as little as possible.
 dy, dx      The derivatives of the loss with respect to y and x. dx has x's shape and dtype.
-grads       The derivatives with respect to params, with their structure, shapes and dtypes.
-key         A layer that draws random numbers draws them with this key. None means evaluation.
+grads       The derivatives with respect to params, with their structure, shapes and dtypes. A leaf
+            that is not learned, such as BatchNorm's "mean" and "var", has grads of 0.
+key         A layer that draws random numbers draws them with this key. A key means training, and
+            None means evaluation.
 
 Shapes: x is (..., features), or what the layer's docstring says, such as (..., height, width,
 channels). The leading axes are free: one example without a batch axis is legal.
@@ -51,11 +53,15 @@ class Layer(_Triple):
         rebuild: a function: rebuild(*layers) makes the same combinator or transform from other
             layers. None for a layer without layers inside.
         settings: what a combinator or transform has beside its layers, for print: {"n": 3}.
-        draws: whether forward draws random numbers with its key, as Dropout's does. By default it
-            does if a layer inside does. Training refuses such a layer without a key.
+        uses_key: whether forward does something else with a key than without one, as Dropout's
+            does. By default it does if a layer inside does. Training refuses such a layer without a
+            key.
+        couples_examples: whether, with a key, y of one example depends on the others of its batch,
+            as BatchNorm's does. By default it does if a layer inside does. per_example refuses such
+            a layer.
 
     After _replace the name stays. The inside is forgotten, because the new functions need not call
-    the layers in it. Whether the layer draws is forgotten with its forward.
+    the layers in it. What forward does is forgotten when another takes its place.
     """
 
     def __new__(
@@ -68,13 +74,15 @@ class Layer(_Triple):
         layers=(),
         rebuild=None,
         settings=None,
-        draws=None,
+        uses_key=None,
+        couples_examples=None,
     ) -> "Layer":
         layer = super().__new__(cls, init, forward, backward)
         name, layers = name or _enclosing_function(forward), tuple(layers)
         inside = {"name": name, "layers": layers, "rebuild": rebuild, "settings": settings or {}}
-        draws = any(inner.draws for inner in layers) if draws is None else draws
-        vars(layer).update(inside, draws=draws)  # not by assignment, which __setattr__ forbids
+        for what, value in {"uses_key": uses_key, "couples_examples": couples_examples}.items():
+            inside[what] = any(vars(inner)[what] for inner in layers) if value is None else value
+        vars(layer).update(inside)  # not by assignment, which __setattr__ forbids
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -85,8 +93,9 @@ class Layer(_Triple):
         return cls(*functions)
 
     def _replace(self, **functions) -> "Layer":
-        draws = self.draws and "forward" not in functions
-        return Layer(*_Triple(*self)._replace(**functions), name=self.name, draws=draws)
+        kept = () if "forward" in functions else ("uses_key", "couples_examples")
+        facts = {what: vars(self)[what] for what in ("name", *kept)}
+        return Layer(*_Triple(*self)._replace(**functions), **facts)
 
     def __repr__(self) -> str:
         if not self.layers:
@@ -113,6 +122,13 @@ def check_is_layer(name: str, *layers: Any) -> None:
             raise ValueError(f"{name}: expected a Layer at position {index}, got {layer!r:.200}")
 
 
+def name_of_first(layer: Layer, fact: str) -> str:
+    """The name of the first and innermost layer for which `fact`, an attribute, is true."""
+    while inside := [inner for inner in layer.layers if getattr(inner, fact)]:
+        layer = inside[0]
+    return layer.name
+
+
 def transformed(layer: Layer, rebuild: Callable[..., Layer], **functions: Callable) -> Layer:
     """The Layer that a transform returns: `layer` with `functions` in place of its own.
 
@@ -127,6 +143,15 @@ def transformed(layer: Layer, rebuild: Callable[..., Layer], **functions: Callab
     check_is_layer(name, layer)
     functions = _Triple(*layer)._replace(**functions)
     return Layer(*functions, name=name, layers=(layer,), rebuild=rebuild, settings=settings)
+
+
+def is_statistic(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf at this path of a pytree is a "mean" or "var" in a dictionary.
+
+    Such a leaf is a statistic of the data, as BatchNorm's are. Gradients do not change it, and
+    weight decay must not.
+    """
+    return bool(path) and getattr(path[-1], "key", None) in ("mean", "var")
 
 
 def fold_key(key: jax.Array | None, index: Any) -> jax.Array | None:

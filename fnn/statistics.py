@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array
 from fnn._numerics import accumulation_dtype, upcast
-from fnn.layer import Layer, transformed, type_of
+from fnn.layer import Layer, check_is_layer, name_of_first, transformed, type_of
 from fnn.layers.linear import contract
 
 
@@ -23,8 +23,13 @@ def per_example(layer: Layer) -> Layer:
     that shape.
 
     Raises:
-        ValueError: `layer` is not a Layer; x has no axis.
+        ValueError: `layer` is not a Layer; its examples depend on each other, as BatchNorm's do; x
+            has no axis.
     """
+    check_is_layer("per_example", layer)
+    if layer.couples_examples:
+        got = name_of_first(layer, "couples_examples")
+        raise ValueError(f"per_example: expected each example by itself, got {got}")
 
     def forward(params, x, key=None):
         x = as_array("per_example", "x", x)

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from fnn._checks import check_key, is_floating, note_on_error
 from fnn._numerics import cast_floating
-from fnn.layer import Layer, check_is_layer
+from fnn.layer import Layer, check_is_layer, is_statistic
 from fnn.losses import Loss, check_is_loss
 
 STEP = 1e-6  # the step of the differences; times sqrt(largest |x|) if that is above 1
@@ -30,6 +30,8 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
 
     Every floating element of params and x is checked by itself. In a leaf of more than 1024
     elements, neighbours are checked together, in a random direction.
+
+    Grads of 0 pass for a leaf called "mean" or "var", which is a statistic that is not learned.
 
     A derivative must lie between the two one-sided differences with a step of 1e-6. So at a kink
     any subgradient passes. An error is seen if it is beyond 1e-6 of the leaf's largest derivative,
@@ -127,6 +129,7 @@ def _compare(name, forward, backward, inputs, dy):
     """
     leaves = jax.tree.leaves_with_path(inputs)
     checked = [number for number, (_, leaf) in enumerate(leaves) if is_floating(leaf)]
+    not_learned = [is_statistic(path) for path, _ in leaves]
     begins = accumulate((leaves[number][1].size for number in checked), initial=0)
     parts = [
         (number, start, stop)
@@ -177,6 +180,7 @@ def _compare(name, forward, backward, inputs, dy):
         steepest = jnp.maximum(jnp.abs(left), jnp.abs(right))
         largest = jax.ops.segment_max(steepest, owner, len(leaves))[owner]
         wrong = ~(excess <= TOLERANCE * largest + rounding)  # also where excess is NaN
+        wrong = wrong & ~(jnp.array(not_learned)[owner] & (given == 0))
         return wrong, jnp.nan_to_num(excess, nan=jnp.inf), given, (left + right) / 2, largest
 
     results = jax.device_get(measure(inputs, dy))

@@ -17,7 +17,7 @@ from fnn._checks import (
     have_same_shapes,
 )
 from fnn._numerics import accumulation_dtype, upcast
-from fnn.layer import Layer, check_is_layer
+from fnn.layer import Layer, check_is_layer, name_of_first
 from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, check_is_optimizer
 from fnn.sharding import sharded_axes
@@ -198,7 +198,7 @@ def make_train_step(
 
     Raises:
         ValueError: `model` is not a Layer, `loss` not a Loss, or `optimizer` not an Optimizer; no
-            key for a model that draws random numbers, such as one with Dropout.
+            key for a model that uses one, such as one with Dropout or BatchNorm.
     """
     evaluate = loss_and_grads(model, loss)
     check_is_optimizer("make_train_step", optimizer)
@@ -217,16 +217,13 @@ def make_train_step(
 
 
 def check_step_key(name: str, model: Layer, key: Any) -> None:
-    """Check the key of a training step. A model that draws random numbers must have one."""
+    """Check the key of a training step. A model that uses one must have it."""
     if key is not None:
         check_key(name, key)
-    elif model.draws:
-        while inside := [layer for layer in model.layers if layer.draws]:
-            model = inside[0]
-        raise ValueError(
-            f"{name}: expected a key, another one for each call, because {model.name} draws random "
-            "numbers, got None"
-        )
+    elif model.uses_key:
+        layer = name_of_first(model, "uses_key")
+        expected = f"a key, another one for each call, because {layer} needs it in training"
+        raise ValueError(f"{name}: expected {expected}, got None")
 
 
 def count_examples(name: str, x: Any, target: Any) -> int:

@@ -36,6 +36,11 @@ def make_image_network():
     )
 
 
+def with_key(layer):
+    """The layer in training mode, with a key that is always the same."""
+    return layer._replace(forward=lambda p, x, key=None: layer.forward(p, x, jax.random.key(0)))
+
+
 LAYERS = {
     "Linear": LayerCase(lambda: fnn.Linear(3, 4), (3,), (4,)),
     "Linear-no-bias": LayerCase(lambda: fnn.Linear(3, 4, bias=False), (3,), (4,)),
@@ -54,6 +59,8 @@ LAYERS = {
     "Flatten": LayerCase(fnn.Flatten, (2, 3, 4), (24,)),
     "LayerNorm": LayerCase(lambda: fnn.LayerNorm(3), (3,), (3,)),
     "RMSNorm": LayerCase(lambda: fnn.RMSNorm(3), (3,), (3,)),
+    "GroupNorm": LayerCase(lambda: fnn.GroupNorm(2, 4), (3, 2, 4), (3, 2, 4)),
+    "BatchNorm": LayerCase(lambda: fnn.BatchNorm(3), (3,), (3,)),
     "Standardize": LayerCase(
         lambda: fnn.Standardize([0.5, -2.0, 0.0], [2.0, 0.1, 1.0]), (3,), (3,)
     ),
@@ -89,6 +96,11 @@ LAYERS = {
 # Layers with options of those above. The tests of exactness and of cost run over them too, and the
 # other properties do not.
 VARIANTS: dict[str, LayerCase] = {
+    "LayerNorm-two-axes": LayerCase(lambda: fnn.LayerNorm((2, 3)), (2, 3), (2, 3)),
+    "RMSNorm-two-axes": LayerCase(lambda: fnn.RMSNorm((2, 3)), (2, 3), (2, 3)),
+    "GroupNorm-time": LayerCase(lambda: fnn.GroupNorm(2, 4, num_axes=1), (3, 4), (3, 4)),
+    "InstanceNorm": LayerCase(lambda: fnn.InstanceNorm(2), (3, 2, 2), (3, 2, 2)),
+    "BatchNorm-in-training": LayerCase(lambda: with_key(fnn.BatchNorm(3)), (4, 3), (4, 3)),
     "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
 }
 
@@ -185,8 +197,11 @@ def _make(case):
 def layer_inputs(case, leading=(5,), dtype=jnp.float32):
     """A layer of the table; params that hide no error, as initial ones may; x and dy."""
     layer, shapes = _make(case)
-    leaves, structure = jax.tree.flatten(shapes)
-    drawn = [0.5 * _draw(3 + number, leaf.shape) for number, leaf in enumerate(leaves)]
+    leaves, structure = jax.tree.flatten_with_path(shapes)
+    drawn = [0.5 * _draw(3 + number, leaf.shape) for number, (_, leaf) in enumerate(leaves)]
+    for number, (path, _) in enumerate(leaves):
+        if "var" in str(path[-1]):
+            drawn[number] = 0.5 + abs(drawn[number])
     params = jax.device_put(jax.tree.unflatten(structure, [leaf.astype(dtype) for leaf in drawn]))
     if case.num_indices:
         x = draw_integers(1, leading + case.x, case.num_indices)

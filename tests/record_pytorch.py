@@ -10,6 +10,7 @@ Inputs are multiples of 1/64, which float32 holds exactly, so that many are equa
 import functools
 import json
 import pathlib
+import re
 import warnings
 
 from shared.command_line import Parser, leave, run
@@ -92,6 +93,18 @@ def layers():
     for expression in ("LayerNorm(4)", "RMSNorm(4, eps=1e-6)"):
         for x in (draw(2, 2, 4), 1e4 * draw(4)):
             yield record_layer(expression, x, in_torch(expression))
+    for expression, x in [
+        ("LayerNorm((2, 3))", draw(4, 2, 3)),
+        ("RMSNorm((2, 3), eps=0.1)", draw(4, 2, 3)),
+        ("GroupNorm(2, 4)", draw(2, 3, 2, 4)),
+        ("GroupNorm(1, 3, num_axes=0)", features),
+        ("InstanceNorm(2, num_axes=1)", draw(2, 3, 2)),
+        ("BatchNorm(3)", features),
+        ("BatchNorm(3, eps=0.1)", draw(2, 2, 2, 3)),
+        ("in_training(BatchNorm(3))", features),
+        ("in_training(BatchNorm(3))", draw(2, 2, 2, 3)),
+    ]:
+        yield record_norm(expression, x)
     for expression in ("Softmax(-1)", "Softmax(1)", "LogSoftmax(-1)", "LogSoftmax(1)"):
         x = torch.stack([draw(2, 5), tensor(EXTREMES, 2, 5)])
         yield record_layer(expression, x, in_torch(expression))
@@ -138,9 +151,29 @@ def record_layer(expression, x, module, forward=None):
     dy = draw(*y.shape)
     y.backward(dy)
     dx = x.grad if x.requires_grad else 0 * x
-    grads = in_fnn(module, lambda parameter: parameter.grad)
+    grads = in_fnn(module, lambda leaf: leaf.grad if leaf.requires_grad else 0 * leaf)
     inputs = {"params": in_fnn(module), "x": x.tolist(), "dy": dy.tolist()}
     return expression, inputs, {"y": y.tolist(), "grads": grads, "dx": dx.tolist()}
+
+
+def record_norm(expression, x):
+    """A norm whose name in torch.nn has the number of axes, or not; channels first there."""
+    in_nn = re.sub(r"in_training|, num_axes=\d", "", expression)
+    in_nn = re.sub(r"(Batch|Instance)Norm", rf"\1Norm{max(1, x.ndim - 2)}d", in_nn)
+    in_nn = re.sub(r"(InstanceNorm.*)\)", r"\1, affine=True)", in_nn)
+    module = in_torch(in_nn)
+    if "Batch" in expression:
+        module.running_mean, module.running_var = draw(x.shape[-1]), draw(x.shape[-1]).abs() + 0.5
+        module.momentum = 0.0
+    if "in_training" in expression:
+        module.train()
+    has_channels = not expression.startswith(("LayerNorm", "RMSNorm"))
+    forward = functools.partial(on_channels_last, module) if has_channels else None
+    return record_layer(expression, x, module, forward)
+
+
+def on_channels_last(module, x):
+    return module(x.movedim(-1, 1)).movedim(1, -1)
 
 
 def in_fnn(module, read=lambda parameter: parameter):
@@ -148,11 +181,14 @@ def in_fnn(module, read=lambda parameter: parameter):
     nn = import_torch().nn
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [in_fnn(part, read) for part in module]
-    is_norm = isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    is_norm = "Norm" in type(module).__name__
     names = {"weight": "scale", "bias": "bias"} if is_norm else {"weight": "W", "bias": "b"}
     leaves = {names[name]: read(leaf) for name, leaf in module.named_parameters()}
     if isinstance(module, nn.Conv2d):
         leaves["W"] = leaves["W"].permute(2, 3, 1, 0)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        statistics = {"mean": module.running_mean, "var": module.running_var}
+        leaves |= {name: read(leaf) for name, leaf in statistics.items()}
     return {name: leaf.tolist() for name, leaf in leaves.items()} or []
 
 

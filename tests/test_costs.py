@@ -7,7 +7,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LAYERS, VARIANTS, LayerCase, draw, layer_inputs
+from cases import LAYERS, VARIANTS, LayerCase, draw, layer_inputs, with_key
 
 import fnn
 
@@ -35,10 +35,6 @@ def bytes_kept(forward, *args):
     for var in jaxpr.jaxpr.invars + jaxpr.jaxpr.outvars[:num_y]:
         kept.pop(id(var), None)
     return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
-
-
-def with_key(layer):
-    return layer._replace(forward=lambda p, x, key=None: layer.forward(p, x, jax.random.key(0)))
 
 
 CASES = {

@@ -64,3 +64,38 @@ def test_bad_arguments_are_refused(make):
 def test_parameters_have_the_dtype_asked_for(make):
     for leaf in jax.tree.leaves(make(3, dtype=jnp.bfloat16).init(jax.random.key(0))):
         assert leaf.dtype == jnp.bfloat16
+
+
+def test_group_norm_takes_the_moments_of_neighbouring_channels_and_all_places():
+    x = 3 + 5 * draw(1, (2, 6, 5, 4))
+    layer = fnn.GroupNorm(2, 4)
+    y, residuals = layer.forward(layer.init(jax.random.key(0)), x)
+    groups = y.reshape(2, 30, 2, 2)
+    assert jnp.allclose(groups.mean(axis=(1, 3)), 0, atol=1e-5)
+    assert jnp.allclose(groups.var(axis=(1, 3)), 1, atol=1e-4)
+    assert [leaf.size for leaf in jax.tree.leaves(residuals)] == [x.size, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fnn.LayerNorm(()), "LayerNorm: expected dim to be an integer or several, got"),
+        (lambda: fnn.LayerNorm((3, 0)), "LayerNorm: expected dim to be an integer >= 1, got 0"),
+        (lambda: fnn.GroupNorm(0, 4), "GroupNorm: expected num_groups to be an integer >= 1"),
+        (lambda: fnn.GroupNorm(3, 4), "GroupNorm: expected num_channels that 3 groups divide"),
+        (lambda: fnn.GroupNorm(2, 4, -1), "GroupNorm: expected eps to be a finite number >= 0"),
+        (lambda: fnn.GroupNorm(2, 4, num_axes=-1), "GroupNorm: expected num_axes to be an int"),
+        (lambda: fnn.InstanceNorm(0), "InstanceNorm: expected num_channels to be an integer >= 1"),
+        (lambda: fnn.BatchNorm(2.0), "BatchNorm: expected num_channels to be an integer >= 1"),
+        (lambda: fnn.BatchNorm(2, jnp.inf), "BatchNorm: expected eps to be a finite number >= 0"),
+    ],
+)
+def test_norms_say_what_they_cannot_be_made_of(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_groups_spatial_axes_are_named_in_messages():
+    layer = fnn.GroupNorm(2, 4)
+    with pytest.raises(ValueError, match=r"expected x of shape \(..., height, width, 4\), got"):
+        layer.forward(layer.init(jax.random.key(0)), jnp.ones((2, 4)))

@@ -8,7 +8,7 @@ import re
 import chex
 import jax
 import pytest
-from cases import numpy_array
+from cases import numpy_array, with_key
 
 import fnn
 
@@ -56,7 +56,7 @@ KINDS = (layers, losses, optimizers, trainings, schedules)
 
 
 def make(case):
-    return eval(case["expression"], vars(fnn))
+    return eval(case["expression"], vars(fnn) | {"in_training": with_key})
 
 
 def arrays(recorded, dtype):
@@ -109,7 +109,7 @@ def test_the_record_covers_every_layer_loss_optimizer_and_schedule():
     types |= {"Epoch", "Fit", "Interrupted", "NotFiniteError"}
     not_in_pytorch = {"Standardize"}  # tests/test_preprocessing.py has its numbers
     constructors = {name for name in fnn.__all__ if name[0].isupper()} - types - not_in_pytorch
-    assert names("layers") | names("losses") == constructors
+    assert names("layers") | names("losses") == constructors | {"in_training"}
     assert names("optimizers") | names("trainings") >= {"adam", "clip_by_global_norm", "sgd"}
     assert names("schedules") == {
         "constant", "cosine_decay", "exponential_decay", "piecewise_constant",

@@ -21,12 +21,12 @@ DROPPING = fnn.Sequential(fnn.Linear(3, 2), fnn.Residual(fnn.remat(fnn.Dropout(0
 
 
 @pytest.mark.parametrize("make", [fnn.make_train_step, fnn.make_train_epoch])
-def test_a_model_that_draws_is_not_trained_without_a_key(make):
+def test_a_model_that_uses_a_key_is_not_trained_without_a_key(make):
     optimizer = fnn.sgd(0.1)
     options = {"batch_size": 5, "shuffle": False} if make is fnn.make_train_epoch else {}
     state = fnn.init_train_state(DROPPING, optimizer, jax.random.key(0))
     train = make(DROPPING, mse, optimizer, **options)
-    message = rf"{make.__name__}: expected a key, .* because Dropout\(0.5\) draws random numbers"
+    message = rf"{make.__name__}: expected a key, .* because Dropout\(0.5\) needs it"
     with pytest.raises(ValueError, match=message):
         train(state, x, target)
     train(state, x, target, jax.random.key(0))
@@ -34,16 +34,16 @@ def test_a_model_that_draws_is_not_trained_without_a_key(make):
     fnn.predict(DROPPING, state.params, x)
 
 
-def test_a_layer_draws_as_the_layers_inside_until_its_forward_is_replaced():
+def test_a_layer_uses_a_key_as_the_layers_inside_until_its_forward_is_replaced():
     layer = fnn.Dropout(0.5)
-    assert DROPPING.draws
-    assert not model.draws
-    assert DROPPING._replace(backward=DROPPING.backward).draws
-    assert not DROPPING._replace(forward=lambda params, x, key=None: (x, None)).draws
-    assert not fnn.Layer(*layer).draws
-    assert fnn.Layer(*layer, draws=True).draws
-    assert fnn.repeat(layer, 2).draws
-    assert fnn.observe(layer, print).draws
+    assert DROPPING.uses_key
+    assert not model.uses_key
+    assert DROPPING._replace(backward=DROPPING.backward).uses_key
+    assert not DROPPING._replace(forward=lambda params, x, key=None: (x, None)).uses_key
+    assert not fnn.Layer(*layer).uses_key
+    assert fnn.Layer(*layer, uses_key=True).uses_key
+    assert fnn.repeat(layer, 2).uses_key
+    assert fnn.observe(layer, print).uses_key
 
 
 @pytest.mark.parametrize("batch_size", [5, 23, 100])

@@ -15,6 +15,7 @@ def with_params(
     dtype: Any,
     forward: Callable[..., tuple[jax.Array, Any]],
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+    **facts: bool,
 ) -> Layer:
     """Build a layer with parameters. Its init draws them, and its forward and backward check them.
 
@@ -25,6 +26,7 @@ def with_params(
         dtype: the dtype of the parameters.
         forward, backward: as in fnn.layer. The grads of backward may be wider than the parameters:
             they are rounded here.
+        facts: uses_key and couples_examples, as in Layer.
     """
     like = {entry: jax.ShapeDtypeStruct(shape, dtype) for entry, (shape, _) in specs.items()}
 
@@ -44,14 +46,14 @@ def with_params(
         grads, dx = backward(params, residuals, dy)
         return {entry: grads[entry].astype(params[entry].dtype) for entry in params}, dx
 
-    return Layer(init, checked_forward, checked_backward, name=name)
+    return Layer(init, checked_forward, checked_backward, name=name, **facts)
 
 
 def without_params(
     name: str,
     forward: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
     backward: Callable[[Any, jax.Array], jax.Array],
-    draws: bool = False,
+    uses_key: bool = False,
 ) -> Layer:
     """Build a layer without parameters.
 
@@ -59,7 +61,7 @@ def without_params(
         name: the layer's name, also in errors.
         forward: (x, key) -> (y, residuals).
         backward: (residuals, dy) -> dx.
-        draws: whether forward draws random numbers with the key.
+        uses_key: as in Layer.
     """
 
     def checked_forward(params, x, key=None):
@@ -70,4 +72,4 @@ def without_params(
         check_tree(name, "params", params, ())
         return (), backward(residuals, dy)
 
-    return Layer(lambda key: (), checked_forward, checked_backward, name=name, draws=draws)
+    return Layer(lambda key: (), checked_forward, checked_backward, name=name, uses_key=uses_key)

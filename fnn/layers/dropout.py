@@ -50,4 +50,4 @@ def Dropout(rate: float) -> Layer:
         dy = check_array(name, "dy", dy, *x_type)
         return dy if mask is None else drop(mask, dy)
 
-    return without_params(name, forward, backward, draws=True)
+    return without_params(name, forward, backward, uses_key=True)

@@ -1,0 +1,79 @@
+"""calibrate: the statistics with which BatchNorm evaluates."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn._checks import as_array
+from fnn._numerics import upcast
+from fnn.inspection import map_layers
+from fnn.layer import Layer, check_is_layer, type_of
+from fnn.training import predict
+
+# Around a layer that gives params in place of grads, they would round them or make them 0.
+LEFT_OUT = ("with_compute_dtype", "freeze")
+
+
+def calibrate(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None = None) -> Any:
+    """params in which the mean and the variance of every BatchNorm are those of x.
+
+    Afterwards the model without a key computes for x what it computes with one, except for Dropout
+    and the like: they are in evaluation mode while x is measured. So call it after the training,
+    with the training examples, and again after the parameters have changed. The other parameters
+    stay as they are. Wu and Johnson, 2021, compare this with running averages.
+
+    It is one forward pass. Each BatchNorm gets the numbers that the layers before it make of all
+    x, normalized by their new statistics. Its variance has the divisor N, as in training, where
+    PyTorch's running_var has N - 1. 16-bit numbers are measured in float32.
+
+    Shapes: x (n, ...), as the model takes it.
+
+    Args:
+        batch_size: how many examples the layers between the BatchNorms evaluate at a time, as in
+            predict. What one layer makes of all x must fit into the memory all the same.
+
+    Raises:
+        ValueError: `model` is not a Layer; batch_size is not a positive integer; a channel has
+            fewer than two numbers; what the layers raise for this x.
+    """
+    check_is_layer("calibrate", model)
+    x = as_array("calibrate", "x", x)
+    measuring = map_layers(functools.partial(_measuring, batch_size), model)
+    y, residuals = measuring.forward(params, x)
+    measured, _ = measuring.backward(params, residuals, jnp.zeros_like(y))
+    return measured
+
+
+def _measuring(batch_size, place, layer):
+    """The layer in evaluation mode, whose backward gives new params in place of grads."""
+    if layer.name in LEFT_OUT:
+        return layer.layers[0]
+    if layer.layers:
+        return layer
+    if layer.name.startswith("BatchNorm("):
+        return _measuring_batch_norm(layer)
+
+    def forward(params, x, key=None):
+        return predict(layer, params, x, batch_size=batch_size), type_of(x)
+
+    def backward(params, x_type, dy):
+        return params, jnp.zeros(*x_type)
+
+    return layer._replace(forward=forward, backward=backward)
+
+
+def _measuring_batch_norm(layer):
+    """The BatchNorm in training mode, whose backward gives params with the statistics of x."""
+
+    def forward(params, x, key=None):
+        y, _ = layer.forward(params, x, jax.random.key(0))
+        wide, axes = upcast(x), tuple(range(x.ndim - 1))
+        return y, {"mean": jnp.mean(wide, axes), "var": jnp.var(wide, axes)}
+
+    def backward(params, statistics, dy):
+        rounded = {name: a.astype(params[name].dtype) for name, a in statistics.items()}
+        return {**params, **rounded}, dy
+
+    return layer._replace(forward=forward, backward=backward)
