@@ -21,15 +21,18 @@ from fnn.initializers import (
 )
 from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
-from fnn.layers.activations import (
-    ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
-)
 from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout
 from fnn.layers.flatten import Flatten
+from fnn.layers.gates import GELU, GLU, Hardswish, Mish, SiLU
 from fnn.layers.linear import Embedding, Linear
 from fnn.layers.normalization import LayerNorm, RMSNorm
+from fnn.layers.piecewise import (
+    CELU, ELU, Hardsigmoid, Hardtanh, LeakyReLU, Maxout, PReLU, ReLU, ReLU6, SELU, Threshold,
+)
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
+from fnn.layers.smooth import LogSigmoid, Sigmoid, Softplus, Softsign, Tanh
+from fnn.layers.softmax import LogSoftmax, Softmax
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
@@ -54,14 +57,16 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted",
-    "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss",
-    "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
-    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
-    "accumulate_gradients", "accuracy", "adam", "as_jax_function", "check_layer", "check_loss",
-    "clip_by_global_norm", "clip_gradient", "confusion_matrix", "constant", "cosine_decay",
-    "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
+    "AvgPool2d", "BCEWithLogitsLoss", "CELU", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
+    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GLU", "Hardsigmoid", "Hardswish",
+    "Hardtanh", "HuberLoss", "Identity", "Interrupted", "L1Loss", "Layer", "LayerNorm",
+    "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Maxout",
+    "Mish", "NotFiniteError", "Optimizer", "PReLU", "Parallel", "RMSNorm", "ReLU", "ReLU6",
+    "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Softsign",
+    "Standardize", "Tanh", "Threshold", "TrainState", "accumulate_gradients", "accuracy",
+    "adam", "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm",
+    "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
+    "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
     "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
     "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_squared_norms",
     "load", "load_checkpoint", "load_idx", "loss_and_grads", "make_train_epoch",

@@ -67,6 +67,10 @@ LAYERS = {
     "GELU-tanh": LayerCase(lambda: fnn.GELU("tanh"), (3,), (3,)),
     "SiLU": LayerCase(fnn.SiLU, (3,), (3,)),
     "Softplus": LayerCase(fnn.Softplus, (3,), (3,)),
+    "Mish": LayerCase(fnn.Mish, (3,), (3,)),
+    "PReLU": LayerCase(lambda: fnn.PReLU(3), (2, 3), (2, 3)),
+    "GLU": LayerCase(fnn.GLU, (6,), (3,)),
+    "Maxout": LayerCase(lambda: fnn.Maxout(2), (6,), (3,)),
     "Tanh": LayerCase(fnn.Tanh, (3,), (3,)),
     "Sigmoid": LayerCase(fnn.Sigmoid, (3,), (3,)),
     "Softmax": LayerCase(fnn.Softmax, (3,), (3,)),
@@ -90,6 +94,18 @@ LAYERS = {
 # other properties do not.
 VARIANTS: dict[str, LayerCase] = {
     "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
+    "SELU": LayerCase(fnn.SELU, (3,), (3,)),
+    "CELU": LayerCase(lambda: fnn.CELU(2.0), (3,), (3,)),
+    "ReLU6": LayerCase(fnn.ReLU6, (3,), (3,)),
+    "Hardtanh": LayerCase(lambda: fnn.Hardtanh(-0.5, 2.0), (3,), (3,)),
+    "Hardsigmoid": LayerCase(fnn.Hardsigmoid, (3,), (3,)),
+    "Hardswish": LayerCase(fnn.Hardswish, (3,), (3,)),
+    "Softsign": LayerCase(fnn.Softsign, (3,), (3,)),
+    "LogSigmoid": LayerCase(fnn.LogSigmoid, (3,), (3,)),
+    "Threshold": LayerCase(lambda: fnn.Threshold(0.25, -1.0), (3,), (3,)),
+    "PReLU-shared": LayerCase(fnn.PReLU, (3,), (3,)),
+    "GLU-axis-2": LayerCase(lambda: fnn.GLU(-2), (4, 3), (2, 3)),
+    "Maxout-3": LayerCase(lambda: fnn.Maxout(3), (6,), (2,)),
 }
 
 
