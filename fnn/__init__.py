@@ -22,7 +22,7 @@ from fnn.initializers import (
 from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
 from fnn.layers.convolution import Conv2d
-from fnn.layers.dropout import Dropout
+from fnn.layers.dropout import Dropout, StochasticDepth
 from fnn.layers.flatten import Flatten
 from fnn.layers.gates import GELU, GLU, Hardswish, Mish, SiLU
 from fnn.layers.linear import Embedding, Linear
@@ -63,8 +63,8 @@ __all__ = [
     "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Maxout",
     "Mish", "NotFiniteError", "Optimizer", "PReLU", "Parallel", "RMSNorm", "ReLU", "ReLU6",
     "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Softsign",
-    "Standardize", "Tanh", "Threshold", "TrainState", "accumulate_gradients", "accuracy",
-    "adam", "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm",
+    "Standardize", "StochasticDepth", "Tanh", "Threshold", "TrainState", "accumulate_gradients",
+    "accuracy", "adam", "as_jax_function", "check_layer", "check_loss", "clip_by_global_norm",
     "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
     "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
     "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",

@@ -36,6 +36,15 @@ def make_image_network():
     )
 
 
+def make_gated_image():
+    """Squeeze-and-excitation: a gate for each channel of an image of 4 by 4."""
+    squeeze = fnn.AvgPool2d(4), fnn.Flatten()
+    excite = fnn.Linear(2, 3), fnn.Tanh(), fnn.Linear(3, 2), fnn.Sigmoid()
+    return fnn.Parallel(
+        fnn.Identity(), fnn.Sequential(*squeeze, *excite), fnn.Tanh(), combine="product"
+    )
+
+
 LAYERS = {
     "Linear": LayerCase(lambda: fnn.Linear(3, 4), (3,), (4,)),
     "Linear-no-bias": LayerCase(lambda: fnn.Linear(3, 4, bias=False), (3,), (4,)),
@@ -88,6 +97,12 @@ LAYERS = {
     "Parallel-sum": LayerCase(
         lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), combine="sum"), (3,), (3,)
     ),
+    "Parallel-product": LayerCase(
+        lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), combine="product"), (3,), (3,)
+    ),
+    "StochasticDepth-without-a-key": LayerCase(
+        lambda: fnn.StochasticDepth(fnn.Linear(3, 4), 0.5), (3,), (4,)
+    ),
 }
 
 # Layers with options of those above. The tests of exactness and of cost run over them too, and the
@@ -105,6 +120,10 @@ VARIANTS: dict[str, LayerCase] = {
     "Threshold": LayerCase(lambda: fnn.Threshold(0.25, -1.0), (3,), (3,)),
     "PReLU-shared": LayerCase(fnn.PReLU, (3,), (3,)),
     "GLU-axis-2": LayerCase(lambda: fnn.GLU(-2), (4, 3), (2, 3)),
+    "Parallel-axis-2": LayerCase(
+        lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), axis=-2), (2, 3), (4, 3)
+    ),
+    "Parallel-gate": LayerCase(make_gated_image, (4, 4, 2), (4, 4, 2)),
     "Maxout-3": LayerCase(lambda: fnn.Maxout(3), (6,), (2,)),
 }
 

@@ -165,8 +165,9 @@ def ELU(alpha: float = 1.0) -> Layer:
 def CELU(alpha: float = 1.0) -> Layer:
     """y = x where x > 0, else alpha (exp(x / alpha) - 1).
 
-    dx = dy where y > 0, else dy (y + alpha) / alpha. Barron, 2017. It is ELU with the derivative 1 at 0 for each alpha. Any shape; params (). Only y
-    is kept, and dx is inexact where ELU's is. Unlike in torch.nn.CELU, alpha is above 0.
+    dx = dy where y > 0, else dy (y + alpha) / alpha. Barron, 2017. Unlike ELU's, the derivative at
+    0 is 1 for each alpha. Any shape; params (). Only y is kept, and dx is inexact where ELU's is.
+    Unlike in torch.nn.CELU, alpha is above 0.
 
     Raises:
         ValueError: alpha is not a finite number above 0. A traced one passes.
