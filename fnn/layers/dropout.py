@@ -38,7 +38,8 @@ def Dropout(rate: float) -> Layer:
         x = check_array(name, "x", x, (...,))
         if key is None:
             return x, (None, type_of(x))
-        mask = _draw_mask(name, key, rate, x)
+        check_key(name, key)
+        mask = _draw_mask(key, rate, x)
         return _drop(mask, x, rate), (mask, type_of(x))
 
     def backward(residuals, dy):
@@ -85,12 +86,14 @@ def StochasticDepth(
         return jnp.any(y, own_axes, keepdims=True)
 
     def forward(params, x, key=None):
+        if key is not None:
+            check_key("StochasticDepth", key)
         with note_on_error("in StochasticDepth, forward"):
             y, residuals = layer.forward(params, x, fold_key(key, 0))
-            if key is None:
-                return y, (residuals, None, type_of(y))
-            y = check_array("StochasticDepth", "the layer's y", y, (...,))
-            mask = _draw_mask("StochasticDepth", fold_key(key, 1), rate, one_an_example(y))
+        if key is None:
+            return y, (residuals, None, type_of(y))
+        y = check_array("StochasticDepth", "the layer's y", y, (...,))
+        mask = _draw_mask(fold_key(key, 1), rate, one_an_example(y))
         return _drop(mask, y, rate), (residuals, mask, type_of(y))
 
     def backward(params, residuals, dy):
@@ -122,9 +125,8 @@ def _check_rate(name, rate):
     return float(rate)
 
 
-def _draw_mask(name, key, rate, like):
+def _draw_mask(key, rate, like):
     """False with probability `rate`, else True, of the shape and sharding of `like`."""
-    check_key(name, key)
     numbers = jax.random.uniform(key, like.shape, jnp.float32, out_sharding=sharding_of(like))
     return numbers < jnp.asarray(1 - rate, jnp.float32)
 
