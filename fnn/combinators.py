@@ -196,7 +196,7 @@ def _concatenation(axis):
     return fits, functools.partial(jnp.concatenate, axis=axis), share
 
 
-def _are_equal(shapes):
+def _fit_sum(shapes):
     return len(set(shapes)) == 1
 
 
@@ -204,12 +204,9 @@ def _share_sum(y_types, dy):
     return [dy] * len(y_types)
 
 
-def _are_like_the_longest(shapes):
+def _fit_product(shapes):
     longest = max(shapes, key=len)
-    return all(
-        shape == longest or (shape and shape == longest[: len(shape) - 1] + longest[-1:])
-        for shape in shapes
-    )
+    return all(shape == longest[: max(len(shape) - 1, 0)] + longest[-1:] for shape in shapes)
 
 
 def _lacking(y, ndim):
@@ -218,11 +215,12 @@ def _lacking(y, ndim):
 
 
 def _factors(ys):
+    """The outputs in their accumulation dtype. Gates have length 1 along the axes they lack."""
     ndim = max(y.ndim for y in ys)
     return [jnp.expand_dims(upcast(y), _lacking(y, ndim)) for y in ys]
 
 
-def _product(ys):
+def _join_product(ys):
     return functools.reduce(jnp.multiply, _factors(ys)).astype(ys[0].dtype)
 
 
@@ -240,6 +238,6 @@ def _share_product(ys, dy):
 
 
 _COMBINATIONS = {
-    "sum": (_are_equal, sum_of, _share_sum),
-    "product": (_are_like_the_longest, _product, _share_product),
+    "sum": (_fit_sum, sum_of, _share_sum),
+    "product": (_fit_product, _join_product, _share_product),
 }

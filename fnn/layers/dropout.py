@@ -22,7 +22,7 @@ def Dropout(rate: float) -> Layer:
     """y = x m / (1 - rate), dx = dy m / (1 - rate), with m = 0 with probability `rate`, else 1.
 
     Without a key, in evaluation mode, y = x and dx = dy. make_train_step and make_train_epoch ask
-    for a key. Srivastava et al., 2014.
+    for a key. Srivastava et al., 2014. Unlike torch.nn.Dropout's 0.5, the rate has no default.
 
     Residuals: the mask m, a byte for each element, because drawing it again would be slow.
 

@@ -34,8 +34,8 @@ def ReLU() -> Layer:
 def LeakyReLU(negative_slope: float = 0.01) -> Layer:
     """y = x where x > 0, else negative_slope * x; dx = dy where y > 0, else negative_slope * dy.
 
-    Any shape; params (). The derivative at 0 is negative_slope, as in torch.nn.LeakyReLU. A slope
-    below 0 is refused, because the sign of y must tell the branch.
+    Any shape; params (). The derivative at 0 is negative_slope, as in torch.nn.LeakyReLU. Unlike
+    there, a slope below 0 is refused, because the sign of y must tell the branch; see PReLU.
 
     Raises:
         ValueError: negative_slope is negative or not a finite number. A traced one passes.
