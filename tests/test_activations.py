@@ -103,7 +103,7 @@ def test_derivative_at_kinks_agrees_with_jax(layer):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_limits_kinks_and_nan_are_the_same_compiled_and_not_and_in_16_bits(dtype):
+def test_limits_kinks_and_nan_are_the_same_eager_jitted_and_in_16_bits(dtype):
     def passes(x):
         results = []
         for layer, *_ in WITH_LIMITS.values():
@@ -130,7 +130,7 @@ def test_limits_kinks_and_nan_are_the_same_compiled_and_not_and_in_16_bits(dtype
         assert not (dx != dx)[[0, 1, *range(3, len(y))]].any()
 
 
-def test_a_clipped_or_selected_x_is_kept_as_y_or_as_a_byte():
+def test_residuals_of_the_newer_ones_are_y_or_x_or_a_byte():
     x = jnp.linspace(-1, 1, 5)
     for name, (layer, *_) in WITH_LIMITS.items():
         y, residuals = layer.forward(layer.init(jax.random.key(0)), x)

@@ -188,6 +188,9 @@ def test_stochastic_depth_shows_its_inside_and_asks_for_a_key():
     layer = fnn.StochasticDepth(fnn.Linear(3, 2), 0.5)
     assert repr(layer) == "StochasticDepth(Linear(3, 2), rate=0.5, axis=None)"
     assert repr(layer.rebuild(fnn.Tanh())) == "StochasticDepth(Tanh(), rate=0.5, axis=None)"
+    rows = [row.split() for row in fnn.summary(layer, (4, 3)).splitlines()]
+    assert ["StochasticDepth", "Linear(3,", "2)", "(4,", "2)", "8", "48"] in rows
+    assert ["StochasticDepth", "(4,", "2)", "0", "4"] in rows
     assert layer.draws
     assert fnn.Residual(layer).draws
     with pytest.raises(

@@ -1,7 +1,6 @@
 """What activations share: layers without parameters whose y has x's shape and dtype."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -38,10 +37,10 @@ def keep_x(
     return without_params(name, forward, _checked(name, pullback))
 
 
-def check_axis(name: str, what: str, array: Any, axis: int) -> None:
-    """Check that the array has the axis."""
-    if not -array.ndim <= axis < array.ndim:
-        raise ValueError(f"{name}: expected {what} with an axis {axis}, got shape {array.shape}")
+def check_axis(name: str, x: jax.Array, axis: int) -> None:
+    """Check that x has the axis."""
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{name}: expected x with an axis {axis}, got shape {x.shape}")
 
 
 def _checked(name, pullback):

@@ -101,7 +101,7 @@ def GLU(axis: int = -1) -> Layer:
 
     def forward(x, key):
         x = check_array(name, "x", x, (...,))
-        check_axis(name, "x", x, axis)
+        check_axis(name, x, axis)
         if x.shape[axis] % 2:
             raise ValueError(f"{name}: expected x of an even length at {axis}, got {x.shape}")
         a, b = jnp.split(upcast(x), 2, axis)

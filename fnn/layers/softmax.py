@@ -75,7 +75,7 @@ def _along_axis(name, axis, function, pullback):
     name = f"{name}({axis})"
 
     def checked(x):
-        check_axis(name, "x", x, axis)
+        check_axis(name, x, axis)
         return function(upcast(x), axis).astype(x.dtype)
 
     return keep_y(
