@@ -22,17 +22,18 @@ from fnn.initializers import (
 )
 from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
-from fnn.layers.activations import (
-    ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
-)
 from fnn.layers.convolution import Conv2d
-from fnn.layers.dropout import Dropout
+from fnn.layers.dropout import Dropout, StochasticDepth
 from fnn.layers.flatten import Flatten
+from fnn.layers.gates import GELU, GLU, Hardswish, Mish, SiLU
 from fnn.layers.linear import Embedding, Linear
-from fnn.layers.normalization import (
-    BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm,
+from fnn.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from fnn.layers.piecewise import (
+    CELU, ELU, SELU, Hardsigmoid, Hardtanh, LeakyReLU, Maxout, PReLU, ReLU, ReLU6, Threshold,
 )
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
+from fnn.layers.smooth import LogSigmoid, Sigmoid, Softplus, Softsign, Tanh
+from fnn.layers.softmax import LogSoftmax, Softmax
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
@@ -57,13 +58,15 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm", "Conv2d", "CrossEntropyLoss", "Dropout",
-    "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GroupNorm", "HuberLoss", "Identity",
-    "InstanceNorm", "Interrupted", "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear",
-    "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel",
-    "RMSNorm", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
-    "Standardize", "Tanh", "TrainState", "accumulate_gradients", "accuracy", "adam",
-    "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
+    "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm", "CELU", "Conv2d", "CrossEntropyLoss",
+    "Dropout", "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GLU", "GroupNorm",
+    "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss", "Identity", "InstanceNorm",
+    "Interrupted", "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid",
+    "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Maxout", "Mish", "NotFiniteError",
+    "Optimizer", "PReLU", "Parallel", "RMSNorm", "ReLU", "ReLU6", "Residual", "SELU",
+    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Softsign", "Standardize",
+    "StochasticDepth", "Tanh", "Threshold", "TrainState", "accumulate_gradients", "accuracy",
+    "adam", "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
     "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
     "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
     "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",

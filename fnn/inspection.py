@@ -14,7 +14,7 @@ from fnn.combinators import Sequential
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
 
-OPENED_BY_SUMMARY = ("Sequential", "Residual", "Parallel")
+OPENED_BY_SUMMARY = ("Sequential", "Residual", "Parallel", "StochasticDepth")
 
 
 def count_params(params: Any) -> int:

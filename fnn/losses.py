@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array, check_choice, check_positive, check_type
 from fnn._numerics import mark_invalid, upcast
-from fnn.layers.activations import log_softmax
+from fnn.layers.softmax import log_softmax
 
 
 class Loss(NamedTuple):

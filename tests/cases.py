@@ -41,6 +41,15 @@ def with_key(layer):
     return layer._replace(forward=lambda p, x, key=None: layer.forward(p, x, jax.random.key(0)))
 
 
+def make_gated_image():
+    """Squeeze-and-excitation: a gate for each channel of an image of 4 by 4."""
+    squeeze = fnn.AvgPool2d(4), fnn.Flatten()
+    excite = fnn.Linear(2, 3), fnn.Tanh(), fnn.Linear(3, 2), fnn.Sigmoid()
+    return fnn.Parallel(
+        fnn.Identity(), fnn.Sequential(*squeeze, *excite), fnn.Tanh(), combine="product"
+    )
+
+
 LAYERS = {
     "Linear": LayerCase(lambda: fnn.Linear(3, 4), (3,), (4,)),
     "Linear-no-bias": LayerCase(lambda: fnn.Linear(3, 4, bias=False), (3,), (4,)),
@@ -74,6 +83,10 @@ LAYERS = {
     "GELU-tanh": LayerCase(lambda: fnn.GELU("tanh"), (3,), (3,)),
     "SiLU": LayerCase(fnn.SiLU, (3,), (3,)),
     "Softplus": LayerCase(fnn.Softplus, (3,), (3,)),
+    "Mish": LayerCase(fnn.Mish, (3,), (3,)),
+    "PReLU": LayerCase(lambda: fnn.PReLU(3), (2, 3), (2, 3)),
+    "GLU": LayerCase(fnn.GLU, (6,), (3,)),
+    "Maxout": LayerCase(lambda: fnn.Maxout(2), (6,), (3,)),
     "Tanh": LayerCase(fnn.Tanh, (3,), (3,)),
     "Sigmoid": LayerCase(fnn.Sigmoid, (3,), (3,)),
     "Softmax": LayerCase(fnn.Softmax, (3,), (3,)),
@@ -91,6 +104,12 @@ LAYERS = {
     "Parallel-sum": LayerCase(
         lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), combine="sum"), (3,), (3,)
     ),
+    "Parallel-product": LayerCase(
+        lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), combine="product"), (3,), (3,)
+    ),
+    "StochasticDepth-without-a-key": LayerCase(
+        lambda: fnn.StochasticDepth(fnn.Linear(3, 4), 0.5), (3,), (4,)
+    ),
 }
 
 # Layers with options of those above. The tests of exactness and of cost run over them too, and the
@@ -102,6 +121,22 @@ VARIANTS: dict[str, LayerCase] = {
     "InstanceNorm": LayerCase(lambda: fnn.InstanceNorm(2), (3, 2, 2), (3, 2, 2)),
     "BatchNorm-in-training": LayerCase(lambda: with_key(fnn.BatchNorm(3)), (4, 3), (4, 3)),
     "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
+    "SELU": LayerCase(fnn.SELU, (3,), (3,)),
+    "CELU": LayerCase(lambda: fnn.CELU(2.0), (3,), (3,)),
+    "ReLU6": LayerCase(fnn.ReLU6, (3,), (3,)),
+    "Hardtanh": LayerCase(lambda: fnn.Hardtanh(-0.5, 2.0), (3,), (3,)),
+    "Hardsigmoid": LayerCase(fnn.Hardsigmoid, (3,), (3,)),
+    "Hardswish": LayerCase(fnn.Hardswish, (3,), (3,)),
+    "Softsign": LayerCase(fnn.Softsign, (3,), (3,)),
+    "LogSigmoid": LayerCase(fnn.LogSigmoid, (3,), (3,)),
+    "Threshold": LayerCase(lambda: fnn.Threshold(0.25, -1.0), (3,), (3,)),
+    "PReLU-shared": LayerCase(fnn.PReLU, (3,), (3,)),
+    "GLU-axis-2": LayerCase(lambda: fnn.GLU(-2), (4, 3), (2, 3)),
+    "Parallel-axis-2": LayerCase(
+        lambda: fnn.Parallel(fnn.Linear(3, 3), fnn.Tanh(), axis=-2), (2, 3), (4, 3)
+    ),
+    "Parallel-gate": LayerCase(make_gated_image, (4, 4, 2), (4, 4, 2)),
+    "Maxout-3": LayerCase(lambda: fnn.Maxout(3), (6,), (2,)),
 }
 
 

@@ -23,6 +23,10 @@ KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.25, -3.25]
 EXTREMES = [1e4, -1e4, 800.0, -800.0, 90.0, -90.0, 17.0, -17.0, 0.25, -0.25]
 GELUS = ["GELU()", "GELU('tanh')"]
 ACTIVATIONS = ["ReLU()", "LeakyReLU()", "ELU()", "Tanh()", "Sigmoid()", *GELUS, "SiLU()"]
+BENDS = [3.0, -3.0, 6.0]  # further kinks
+NEWER = ["SELU()", "CELU(0.5)", "ReLU6()", "Hardtanh()", "Hardtanh(-0.5, 2.0)",
+         "Hardswish()", "Mish()", "Softsign()", "LogSigmoid()", "Threshold(0.5, 20.0)",
+         "Threshold(0.5, -1.0)", "PReLU()"]  # fmt: skip
 DELTAS = ["", "delta=0.5, ", "delta=2.0, "]
 CHANCES = [0.0, 1.0, 0.25, 1.0, 0.75, 0.0, 0.5, 0.0, 1.0, 0.5]
 
@@ -111,14 +115,31 @@ def layers():
     for expression in ACTIVATIONS:
         for x in (points, extremes):
             yield record_layer(expression, x, in_torch(expression))
+    for expression in NEWER:
+        for x in (torch.cat([points, tensor(BENDS)]), extremes):
+            yield record_layer(expression, x, in_torch(expression))
+    identity, relu6 = in_torch("Identity()"), torch.nn.functional.relu6
+    for x in (torch.cat([points, tensor(BENDS)]), extremes):  # PyTorch rounds 1 / 6 to float32
+        yield record_layer("Hardsigmoid()", x, identity, lambda x: relu6(x + 3) / 6)
+    yield record_layer("PReLU(3)", features, in_torch("PReLU(3)"))
+    for axis, x in ((-1, tensor(EXTREMES)), (-1, draw(2, 2, 4)), (1, draw(2, 4, 3))):
+        yield record_layer(f"GLU({axis})", x, in_torch(f"GLU({axis})"))
+    yield record_layer("Maxout(3)", draw(4, 6), identity, lambda x: x.view(4, 2, 3).amax(-1))
     for x in (points, extremes):  # beyond PyTorch's threshold, else 20, y is x itself
         yield record_layer("Softplus()", x, in_torch("Softplus(threshold=40)"))
 
     linear = in_torch("Linear(3, 3)")
     yield record_layer("Residual(Linear(3, 3))", features, linear, lambda x: x + linear(x))
+    yield record_layer("StochasticDepth(Linear(3, 3), 0.5)", features, linear)
     several = in_torch("ModuleList([Linear(3, 2), Sequential(Linear(3, 2), Tanh())])")
     expression = "Parallel(Linear(3, 2), Sequential(Linear(3, 2), Tanh()), combine="
-    for end, join in {"'concat')": lambda ys: torch.cat(ys, dim=-1), "'sum')": sum}.items():
+    joins = {
+        "'concat')": lambda ys: torch.cat(ys, dim=-1),
+        "'concat', axis=-2)": lambda ys: torch.cat(ys, dim=-2),
+        "'sum')": sum,
+        "'product')": lambda ys: ys[0] * ys[1],
+    }
+    for end, join in joins.items():
         forward = functools.partial(lambda join, x: join([part(x) for part in several]), join)
         yield record_layer(expression + end, features, several, forward)
 

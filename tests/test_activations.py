@@ -1,9 +1,11 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import draw
 
 import fnn
 
@@ -18,6 +20,21 @@ ACTIVATIONS = {
     "GELU": fnn.GELU(),
     "GELU-tanh": fnn.GELU("tanh"),
     "SiLU": fnn.SiLU(),
+}
+# Each with its limits: y for x = -inf and inf, and there dx for dy = 1.
+S, SA = 1.0507009873554805, 1.7580993408473766
+WITH_LIMITS = {
+    "SELU": (fnn.SELU(), [-SA, math.inf], [0, S]),
+    "CELU": (fnn.CELU(2.0), [-2, math.inf], [0, 1]),
+    "ReLU6": (fnn.ReLU6(), [0, 6], [0, 0]),
+    "Hardtanh": (fnn.Hardtanh(-0.5, 3.0), [-0.5, 3], [0, 0]),
+    "Hardsigmoid": (fnn.Hardsigmoid(), [0, 1], [0, 0]),
+    "Hardswish": (fnn.Hardswish(), [0, math.inf], [0, 1]),
+    "Mish": (fnn.Mish(), [0, math.inf], [0, 1]),
+    "Softsign": (fnn.Softsign(), [-1, 1], [0, 0]),
+    "LogSigmoid": (fnn.LogSigmoid(), [-math.inf, 0], [1, 0]),
+    "Threshold": (fnn.Threshold(-0.25, 2.0), [2, math.inf], [0, 1]),
+    "PReLU": (fnn.PReLU(), [-math.inf, math.inf], [0.25, 1]),
 }
 every_activation = pytest.mark.parametrize("layer", ACTIVATIONS.values(), ids=ACTIVATIONS.keys())
 
@@ -85,6 +102,115 @@ def test_derivative_at_kinks_agrees_with_jax(layer):
     assert actual.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_limits_kinks_and_nan_are_the_same_eager_jitted_and_in_16_bits(dtype):
+    def passes(x):
+        results = []
+        for layer, *_ in WITH_LIMITS.values():
+            params = jax.tree.map(
+                lambda leaf: jnp.full(leaf.shape, 0.25), layer.init(jax.random.key(0))
+            )
+            y, residuals = layer.forward(params, x)
+            results.append((y, layer.backward(params, residuals, jnp.ones_like(x))[1]))
+        return results
+
+    with jax.enable_x64(True):
+        kinks = [0.0, -0.0, 3, -3, 6, 0.5, -0.5, -0.25, 1, -1, 9, -9]
+        x = jnp.array([-math.inf, math.inf, math.nan, 1e4, -1e4, *kinks], dtype)
+        eps = float(jnp.finfo(dtype).eps)
+        compiled = jax.device_get(jax.jit(passes)(x))
+        chex.assert_trees_all_close(compiled, jax.device_get(passes(x)), rtol=2 * eps, atol=eps)
+        exact = jax.device_get(jax.jit(passes)(x.astype(float)))
+        rounded = jax.tree.map(lambda leaf: leaf.astype(float), compiled)
+        chex.assert_trees_all_close(rounded, exact, rtol=2 * eps, atol=2 * eps)
+    for (y, dx), (_, limits, slopes) in zip(exact, WITH_LIMITS.values(), strict=True):
+        assert y[:2].tolist() == pytest.approx(limits, rel=1e-12)
+        assert dx[:2].tolist() == pytest.approx(slopes, rel=1e-12, abs=1e-15)
+        assert (y != y).tolist() == [index == 2 for index in range(len(y))]
+        assert not (dx != dx)[[0, 1, *range(3, len(y))]].any()
+
+
+def test_residuals_of_the_newer_ones_are_y_or_x_or_a_byte():
+    x = jnp.linspace(-1, 1, 5)
+    for name, (layer, *_) in WITH_LIMITS.items():
+        y, residuals = layer.forward(layer.init(jax.random.key(0)), x)
+        if name == "Threshold":
+            assert [leaf.nbytes for leaf in jax.tree.leaves(residuals)] == [5]
+        else:
+            assert residuals is (x if name in ("Hardswish", "Mish", "PReLU") else y)
+
+
+def test_no_nan_is_made_far_out():
+    x = jnp.array([math.inf, -math.inf, 1e4, -1e4], jnp.float16)
+    with jax.debug_nans(True):
+        for layer, *_ in WITH_LIMITS.values():
+            params = layer.init(jax.random.key(0))
+            _, residuals = layer.forward(params, x)
+            layer.backward(params, residuals, jnp.ones_like(x))
+
+
+@pytest.mark.parametrize("slope", [0.25, -2.0])
+def test_a_prelus_slope_is_that_of_its_channel_below_0(slope):
+    layer, x = fnn.PReLU(2, slope), jnp.array([[1.0, -2.0], [-3.0, -4.0], [0.0, 5.0]])
+    params = layer.init(jax.random.key(0))
+    y, residuals = layer.forward(params, x)
+    grads, dx = layer.backward(params, residuals, 2 * jnp.ones_like(x))
+    assert y.tolist() == [[1, -2 * slope], [-3 * slope, -4 * slope], [0, 5]]
+    assert dx.tolist() == [[2, 2 * slope], [2 * slope, 2 * slope], [2 * slope, 2]]
+    assert grads["W"].tolist() == [-6, -12]
+    shared = fnn.PReLU(init=slope)
+    params = shared.init(jax.random.key(0))
+    y_shared, residuals = shared.forward(params, x)
+    assert (y_shared == y).all()
+    assert shared.backward(params, residuals, 2 * jnp.ones_like(x))[0]["W"].tolist() == [-18]
+    assert shared.forward(params, jnp.array(-1.0))[0] == -slope
+
+
+def test_glu_is_one_half_times_the_sigmoid_of_the_other():
+    layer, x, dy = fnn.GLU(-2), draw(1, (5, 4, 3)), draw(2, (5, 2, 3))
+    y, residuals = layer.forward((), x)
+    a, s = x[:, :2], jax.nn.sigmoid(x[:, 2:])
+    chex.assert_trees_all_close(y, a * s, rtol=1e-6)
+    assert residuals[0] is y
+    assert residuals[1].shape == y.shape
+    expected = jnp.concatenate([dy * s, dy * a * s * (1 - s)], 1)
+    chex.assert_trees_all_close(layer.backward((), residuals, dy)[1], expected, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"GLU\(-1\): expected x of an even length at -1, got \(5,"
+    ):
+        fnn.GLU().forward((), x)
+    with pytest.raises(ValueError, match=r"GLU\(3\): expected x with an axis 3, got shape \(5,"):
+        fnn.GLU(3).forward((), x)
+
+
+def test_glu_of_large_numbers_is_its_limit():
+    x = jnp.array([[1e4, 1e4, -math.inf, 3, 3], [1e4, -1e4, 0, math.inf, -math.inf]], "float16")
+    with jax.debug_nans(True):
+        y, residuals = fnn.GLU(0).forward((), x)
+        dx = fnn.GLU(0).backward((), residuals, jnp.ones_like(y))[1]
+    assert y.tolist() == [[1e4, 0, -math.inf, 3, 0]]
+    assert dx.tolist() == [[1, 0, 0.5, 1, 0], [0, 0, -math.inf, 0, 0]]
+
+
+def test_maxout_takes_the_largest_of_neighbours_and_the_first_of_equal_ones():
+    layer = fnn.Maxout(3)
+    x = jnp.array([1, 3, 2, 5, 5, 4, -jnp.inf, -jnp.inf, -jnp.inf, jnp.nan, 9, jnp.nan])
+    y, residuals = layer.forward((), x)
+    assert y[:3].tolist() == [3, 5, -math.inf]
+    assert jnp.isnan(y[3])
+    dx = layer.backward((), residuals, jnp.array([1.0, 2.0, 3.0, 4.0]))[1]
+    assert dx.tolist() == [0, 1, 0, 2, 0, 0, 3, 0, 0, 4, 0, 0]
+    for pieces, num_bytes in ((256, 1), (257, 4)):
+        layer, x = fnn.Maxout(pieces), draw(1, (2 * pieces,)).at[-1].set(9)
+        y, residuals = layer.forward((), x)
+        assert [leaf.nbytes for leaf in jax.tree.leaves(residuals)] == [2 * num_bytes]
+        assert layer.backward((), residuals, jnp.ones(2))[1][-1] == 1
+    with pytest.raises(
+        ValueError, match=r"Maxout\(3\): expected x of shape \(..., 3 \* n\), got \(2, 4"
+    ):
+        fnn.Maxout(3).forward((), jnp.ones((2, 4)))
+
+
 def test_negative_slope_may_be_traced_and_differs_across_a_vmap():
     derivatives = jax.vmap(lambda slope: derivative(fnn.LeakyReLU(slope), jnp.array(-1.0)))
     assert jnp.allclose(derivatives(jnp.array([0.1, 0.2])), jnp.array([0.1, 0.2]))
@@ -134,6 +260,18 @@ def test_bad_arguments_are_refused():
     for alpha in (-1.0, jnp.nan, "1"):
         with pytest.raises(ValueError, match="ELU: expected alpha to be a finite number >= 0"):
             fnn.ELU(alpha)
+    for make, message in (
+        (lambda: fnn.CELU(0.0), "CELU: expected alpha to be a finite number above 0, got 0.0"),
+        (lambda: fnn.Hardtanh(2.0), "Hardtanh: expected low < high, got 2.0 and 1.0"),
+        (lambda: fnn.Hardtanh("0"), "Hardtanh: expected low to be a finite number, got '0'"),
+        (lambda: fnn.Threshold(0, math.inf), "expected value to be a finite number, got inf"),
+        (lambda: fnn.PReLU(0), "PReLU: expected num_parameters to be an integer >= 1, got 0"),
+        (lambda: fnn.PReLU(2, None), "PReLU: expected init to be a finite number, got None"),
+        (lambda: fnn.GLU(0.5), "GLU: expected axis to be an integer, got 0.5"),
+        (lambda: fnn.Maxout(0), "Maxout: expected pieces to be an integer >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -1,3 +1,5 @@
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,6 +102,103 @@ def test_residual_adds_x_and_parallel_joins_or_adds_outputs():
     assert jnp.all(total.forward(((), ()), x)[0] == y + x)
 
 
+def constant(value):
+    """A layer whose y is `value`, and which hands its dy on as its grads."""
+    return fnn.Layer(
+        lambda key: jnp.zeros_like(value),
+        lambda params, x, key=None: (value, x),
+        lambda params, x, dy: (dy, jnp.zeros_like(x)),
+    )
+
+
+@pytest.mark.parametrize("axis", [-1, -2, -3, 0, 1, 2])
+def test_outputs_stand_side_by_side_along_any_axis(axis):
+    parts = [jax.device_get(draw(seed, (2, 3, 4))) for seed in (1, 2)]
+    ys = [parts[0], parts[1].take([0, 1], axis)]
+    layer = fnn.Parallel(*map(constant, ys), axis=axis)
+    params = layer.init(jax.random.key(0))
+    y, residuals = layer.forward(params, jnp.ones(()))
+    assert jnp.all(y == jnp.concatenate(ys, axis))
+    chex.assert_trees_all_equal(layer.backward(params, residuals, y)[0], tuple(ys))
+
+
+def test_dy_of_a_factor_is_dy_times_the_others_also_at_zero_and_infinity():
+    factors = [[0.0, 0.0, 2.0, 3.0], [5.0, 0.0, jnp.inf, 1.0], [7.0, 8.0, 1.0, -1.0]]
+    for count, expected in (
+        (1, [[1.0, 1.0, 1.0, 2.0]]),
+        (2, [[5.0, 0.0, jnp.inf, 2.0], [0.0, 0.0, 2.0, 6.0]]),
+        (3, [[35.0, 0.0, jnp.inf, -2.0], [0.0, 0.0, 2.0, -6.0], [0.0, 0.0, jnp.inf, 6.0]]),
+    ):
+        layer = fnn.Parallel(*map(constant, map(jnp.array, factors[:count])), combine="product")
+        params = layer.init(jax.random.key(0))
+        with jax.debug_nans(True):
+            y, residuals = layer.forward(params, jnp.ones(()))
+            grads, _ = layer.backward(params, residuals, jnp.array([1.0, 1.0, 1.0, 2.0]))
+        assert y.tolist() == [math.prod(column) for column in zip(*factors[:count], strict=True)]
+        assert [grad.tolist() for grad in grads] == expected
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("gate", [(2, 5), (2, 3, 5), (5,)])
+def test_a_gate_is_repeated_along_the_axes_it_lacks_before_its_last(gate, order):
+    image, dy, gates = draw(1, (2, 3, 4, 5)), draw(2, (2, 3, 4, 5)), draw(3, gate)
+    repeated = gates.reshape(*gate[:-1], *[1] * (4 - len(gate)), 5)
+    layer = fnn.Parallel(*[constant(image), constant(gates)][::order], combine="product")
+    params = layer.init(jax.random.key(0))
+    y, residuals = layer.forward(params, jnp.ones(()))
+    d_image, d_gates = layer.backward(params, residuals, dy)[0][::order]
+    chex.assert_trees_all_close(y, image * repeated, rtol=1e-6)
+    chex.assert_trees_all_close(d_image, dy * repeated, rtol=1e-6)
+    lacking = tuple(range(len(gate) - 1, 3))
+    chex.assert_trees_all_close(d_gates, jnp.sum(dy * image, lacking), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gate", [(2, 4), (3, 5), (2, 4, 5), (2, 1, 1, 5), (2, 1), (1,), ()])
+def test_no_other_shape_is_a_gate(gate):
+    layer = fnn.Parallel(
+        constant(jnp.ones((2, 3, 4, 5))), constant(jnp.ones(gate)), combine="product"
+    )
+    with pytest.raises(ValueError, match="Parallel: expected outputs to multiply that fit, got"):
+        layer.forward(layer.init(jax.random.key(0)), jnp.ones(()))
+
+
+def test_factors_of_16_bits_are_multiplied_and_gates_added_up_in_float32():
+    image, gate = jnp.full((300, 2), 1.0, jnp.bfloat16), jnp.full(2, 3.0, jnp.bfloat16)
+    factors = [jnp.full((300, 2), value, jnp.float16) for value in (300.0, 300.0, 2.0**-10)]
+    for ys, expected in (([image, gate], 3), (factors, 300 * 300 * 2.0**-10)):
+        layer = fnn.Parallel(*map(constant, ys), combine="product")
+        params = layer.init(jax.random.key(0))
+        y, residuals = layer.forward(params, jnp.ones(()))
+        grads, _ = layer.backward(params, residuals, jnp.ones_like(y))
+        assert jnp.all(y == jnp.array(expected, y.dtype))
+        assert {grad.dtype for grad in grads} == {y.dtype}
+    layer = fnn.Parallel(constant(image), constant(gate), combine="product")
+    params = layer.init(jax.random.key(0))
+    _, residuals = layer.forward(params, jnp.ones(()))
+    assert layer.backward(params, residuals, image)[0][1].tolist() == [300, 300]
+
+
+def test_a_print_shows_how_branches_are_combined():
+    for settings, shown in (
+        ({}, "combine='concat'"),
+        ({"axis": -2}, "combine='concat',\n  axis=-2"),
+        ({"combine": "product"}, "combine='product'"),
+    ):
+        layer = fnn.Parallel(fnn.Tanh(), fnn.Tanh(), **settings)
+        assert repr(layer) == f"Parallel(\n  0: Tanh(),\n  1: Tanh(),\n  {shown}\n)"
+        assert repr(layer.rebuild(*layer.layers)) == repr(layer)
+
+
+def test_swiglu_is_a_product_of_two_branches():
+    gate = fnn.Sequential(fnn.Linear(3, 4, bias=False), fnn.SiLU())
+    swiglu = fnn.Parallel(fnn.Linear(3, 4, bias=False), gate, combine="product")
+    W, V, x = draw(1, (4, 3)), draw(2, (4, 3)), draw(3, (5, 3))
+    y, residuals = swiglu.forward(({"W": W}, ({"W": V}, ())), x)
+    chex.assert_trees_all_close(y, (x @ W.T) * jax.nn.silu(x @ V.T), rtol=1e-5)
+    arrays = {id(leaf): leaf for leaf in jax.tree.leaves(residuals)}.values()
+    assert sorted(array.shape for array in arrays) == [(5, 3), (5, 4), (5, 4), (5, 4)]
+
+
 def test_branches_draw_and_drop_independently():
     drop = fnn.Dropout(0.5)
     both = fnn.Parallel(drop, drop, combine="sum")
@@ -121,6 +220,12 @@ def test_outputs_that_do_not_fit_are_refused(wrap):
             r"to sum that fit, got .*, float32 of shape \(5, 1\)",
         ),
         (fnn.Parallel(fnn.Tanh(), flat), "Parallel: expected outputs to concat that fit, got"),
+        (fnn.Parallel(fnn.Tanh(), wide, axis=-2), "outputs to concat that fit, got float32 of sh"),
+        (fnn.Parallel(fnn.Tanh(), axis=-3), "outputs to concat that fit, got float32 of shape"),
+        (
+            fnn.Parallel(fnn.Tanh(), wide, combine="product"),
+            "Parallel: expected outputs to multiply that fit, got float32 of shape",
+        ),
     ):
         params = layer.init(jax.random.key(0))
         with pytest.raises(ValueError, match=message):
@@ -145,7 +250,12 @@ def test_errors_inside_branches_say_where():
         (lambda: fnn.Residual(fnn.Tanh), "Residual: expected a Layer at position 0, got <func"),
         (lambda: fnn.Parallel(), "Parallel: expected at least one layer, got none"),
         (lambda: fnn.Parallel(3), "Parallel: expected a Layer at position 0, got 3"),
-        (lambda: fnn.Parallel(fnn.Tanh(), combine="mean"), "expected combine 'concat' or 'sum'"),
+        (lambda: fnn.Parallel(fnn.Tanh(), combine="mean"), "expected combine 'concat', 'sum' or"),
+        (lambda: fnn.Parallel(fnn.Tanh(), axis=1.5), "Parallel: expected axis to be an integer"),
+        (
+            lambda: fnn.Parallel(fnn.Tanh(), combine="sum", axis=-2),
+            "Parallel: expected an axis with combine='concat' alone, got 'sum'",
+        ),
     ],
 )
 def test_combinators_refuse_what_makes_no_sense(make, message):
@@ -153,7 +263,7 @@ def test_combinators_refuse_what_makes_no_sense(make, message):
         make()
 
 
-@pytest.mark.parametrize("combine", ["concat", "sum"])
+@pytest.mark.parametrize("combine", ["concat", "sum", "product"])
 def test_branches_get_dy_in_ys_dtype_and_of_its_shape_alone(combine):
     both = fnn.Parallel(fnn.Identity(), fnn.Identity(), combine=combine)
     y, residuals = both.forward(((), ()), jnp.ones((5, 3), jnp.bfloat16))

@@ -41,6 +41,9 @@ CASES = {
     **LAYERS,
     **VARIANTS,
     "Dropout": LayerCase(lambda: with_key(fnn.Dropout(0.5)), (3,), (3,)),
+    "StochasticDepth": LayerCase(
+        lambda: with_key(fnn.StochasticDepth(fnn.Linear(3, 4), 0.5)), (3,), (4,)
+    ),
     "LayerNorm-256": LayerCase(lambda: fnn.LayerNorm(256), (256,), (256,)),
     "RMSNorm-256": LayerCase(lambda: fnn.RMSNorm(256), (256,), (256,)),
     "Softmax-256": LayerCase(fnn.Softmax, (256,), (256,)),

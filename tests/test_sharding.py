@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LAYERS, LOSSES, cast, draw, draw_integers, is_floating, layer_inputs
+from cases import LAYERS, LOSSES, VARIANTS, cast, draw, draw_integers, is_floating, layer_inputs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from shared import distributed, mnist
 
@@ -78,9 +78,9 @@ def test_a_layer_takes_a_batch_over_explicit_axes(name):
     assert not any(any(leaf.sharding.spec) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", ["Conv2d-same-strided", "Embedding", "LayerNorm"])
+@pytest.mark.parametrize("name", ["Conv2d-same-strided", "Embedding", "LayerNorm", "Parallel-gate"])
 def test_gradients_over_a_mesh_are_those_of_one_device(name):
-    layer, params, array, dy = layer_inputs(LAYERS[name], (8,))
+    layer, params, array, dy = layer_inputs({**LAYERS, **VARIANTS}[name], (8,))
 
     @jax.jit
     def passes(params, x, dy):
@@ -97,6 +97,7 @@ def test_transforms_run_over_a_mesh():
     block = fnn.Sequential(fnn.Linear(3, 3), fnn.Tanh(), fnn.Dropout(0.5))
     frozen = fnn.Sequential(fnn.clip_gradient(block, 0.1), fnn.freeze(block))
     transformed = [fnn.repeat(fnn.remat(block), 3), fnn.per_example(block), frozen]
+    transformed.append(fnn.Residual(fnn.StochasticDepth(block, 0.5)))
     evaluate = {layer: fnn.loss_and_grads(layer, mse) for layer in transformed}
     evaluate[block] = fnn.accumulate_gradients(fnn.loss_and_grads(block, mse), 2)
 

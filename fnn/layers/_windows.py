@@ -10,9 +10,9 @@ Pads = tuple[tuple[int, int], ...]  # for each spatial axis the places added (be
 
 
 def check_padding(name: str, padding: Any, num_axes: int) -> str | Pads:
-    """Return "VALID" or "SAME" as it is, and other paddings as a pair (before, after) for each axis.
+    """Return "VALID" or "SAME" as it is, and another padding as a pair (before, after) for each axis.
 
-    Others are an integer for all axes, or for each axis an integer or a pair of them, all >= 0.
+    It is an integer for all axes, or for each axis an integer or a pair of them, all >= 0.
     """
     if isinstance(padding, str):
         if padding in ("VALID", "SAME"):
