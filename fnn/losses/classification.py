@@ -16,10 +16,10 @@ def BCELoss(reduction: str = "mean") -> Loss:
     """value = -s * sum(t log p + (1 - t) log(1 - p)) with p = prediction, t = target.
 
     d_prediction = s (p - t) / (p (1 - p)). As in torch.nn.BCELoss, a logarithm is at least -100 and
-    the divisor at least 1e-12. So p = 0 with t = 1 has the value 100 and the derivative -1e12; p = 0
-    with t = 0 has 0 and 0. A p outside of 0 to 1 gives NaN, where PyTorch raises an error.
+    the divisor at least 1e-12. So p = 0 has the value 100 and the derivative -1e12 where t is 1,
+    and 0 and 0 where t is 0. A p outside of 0 to 1 gives NaN, where PyTorch raises an error.
 
-    BCEWithLogitsLoss of a Sigmoid's input is exact everywhere, and to be preferred.
+    A sigmoid rounds p to 0 or 1. Prefer BCEWithLogitsLoss of the logit, which is exact there.
 
     Shapes, Raises: as MSELoss; target holds probabilities, from 0 to 1.
     """
@@ -28,7 +28,8 @@ def BCELoss(reduction: str = "mean") -> Loss:
         is_probability = (p >= 0) & (p <= 1)
         p = jnp.where(is_probability, p, 0.5)
         if_one, if_zero = target * _log_from_100(p), (1 - target) * _log_from_100(1 - p)
-        slopes = (p - target) / jnp.maximum(p * (1 - p), 1e-12)
+        least = jnp.asarray(jnp.float32(1e-12), p.dtype)  # PyTorch's has float32's digits too
+        slopes = (p - target) / jnp.maximum(p * (1 - p), least)
         return tuple(jnp.where(is_probability, a, jnp.nan) for a in (0 - if_one - if_zero, slopes))
 
     return make_loss("BCELoss", reduction, evaluate)
@@ -52,23 +53,24 @@ def BCEWithLogitsLoss(reduction: str = "mean", *, pos_weight: Any = None) -> Los
         pos_weight: the weight w of the positive answer: a number, or an array (features,) along the
             prediction's last axis. None is 1.
     """
-    name = "BCEWithLogitsLoss"
-    if pos_weight is not None and jnp.ndim(pos_weight):
+    name, is_weighted = "BCEWithLogitsLoss", pos_weight is not None
+    has_axis = is_weighted and as_array(name, "pos_weight", pos_weight).ndim > 0
+    if has_axis:
         check_array(name, "pos_weight", pos_weight, ("features",))
-    elif pos_weight is not None:
+    elif is_weighted:
         check_number(name, "pos_weight", pos_weight)
 
     def evaluate(logit, target):
         one, zero = target, 1 - target
-        if pos_weight is not None and jnp.ndim(pos_weight):
+        if has_axis:
             shape = logit.shape[-1:]
             weights = check_array(name, "pos_weight", pos_weight, shape, logit.dtype)
             one = one * broadcast_last_axis(weights, one)
-        elif pos_weight is not None:
+        elif is_weighted:
             one = one * jnp.asarray(pos_weight, one.dtype)
         if_one = _product(one, jax.nn.softplus(-logit))
         if_zero = _product(zero, jax.nn.softplus(logit))
-        if pos_weight is None:
+        if not is_weighted:
             return if_one + if_zero, jax.nn.sigmoid(logit) - target
         return if_one + if_zero, zero * jax.nn.sigmoid(logit) - one * jax.nn.sigmoid(-logit)
 

@@ -144,8 +144,8 @@ def _choose(where, params):
     def choose(path, leaf, *answers):
         name, leaf = jax.tree_util.keystr(path, simple=True, separator="."), jnp.asarray(leaf)
         (answer,) = answers or (where(name, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)),)
-        is_bool = getattr(answer, "dtype", type(answer)) == bool and jnp.ndim(answer) == 0
-        if not is_bool or isinstance(answer, jax.core.Tracer):
+        is_bool = isinstance(answer, bool) or getattr(answer, "dtype", None) == jnp.bool
+        if not is_bool or jnp.ndim(answer) or isinstance(answer, jax.core.Tracer):
             raise ValueError(
                 f"only: expected where to give a bool for {name!r}, got {answer!r:.200}"
             )
