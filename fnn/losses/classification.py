@@ -166,7 +166,9 @@ def CrossEntropyLoss(
         total = jnp.sum(powers, axis=-1, keepdims=True)
         # 0 - sum, because -sum would be -0.0 for a sum of 0.
         terms = 0 - jnp.sum(_product(t, below - jnp.log(total)), axis=-1)
-        return terms, powers * (jnp.sum(t, axis=-1, keepdims=True) / total) - t, *count
+        weight = jnp.sum(t, axis=-1, keepdims=True)
+        slopes = jnp.where(weight == 0, 0, powers * (weight / total)) - t
+        return terms, slopes, *count
 
     return _class_loss(
         "CrossEntropyLoss", reduction, evaluate, class_weights, ignore_index, label_smoothing

@@ -149,7 +149,8 @@ def rmsprop(
         square = variance = _moving_mean(decay, square, g, g)
         if centered:
             mean = _moving_mean(decay, mean, g)
-            variance = jnp.maximum(square - jnp.square(mean), 0)
+            finite = jnp.where(jnp.isinf(square), 0, mean)  # inf - inf would be NaN
+            variance = jnp.maximum(square - jnp.square(finite), 0)
         direction = g / (_root(variance) + jnp.asarray(eps, g.dtype))
         if has_momentum:
             direction = velocity = scaled(momentum, velocity) + direction
