@@ -139,7 +139,7 @@ def CrossEntropyLoss(
     with "none".
 
     An invalid label makes the value and its example's derivatives NaN. Unlike in PyTorch, -100 is
-    such a label, unless it is the ignore_index.
+    such a label by default.
 
     With weights or ignored labels, a mean over a batch is not the mean of its parts' means. So
     accumulate_gradients then needs the reduction "sum".
@@ -147,7 +147,7 @@ def CrossEntropyLoss(
     Args:
         class_weights: an array (classes,).
         ignore_index: an example with this label has the term and the derivatives 0, and "mean"
-            leaves it out. If all are left out, the value is 0, for which PyTorch gives NaN.
+            leaves it out. If all are left out, or weigh 0, the value is 0; PyTorch gives NaN.
         label_smoothing: a number a from 0 to 1: t becomes (1 - a) t + a / classes. Szegedy et al.,
             2016.
 
@@ -157,7 +157,7 @@ def CrossEntropyLoss(
     """
     check_number("CrossEntropyLoss", "label_smoothing", label_smoothing, 0)
     if not isinstance(label_smoothing, jax.core.Tracer) and label_smoothing > 1:
-        got = f"{label_smoothing!r}"
+        got = repr(label_smoothing)
         raise ValueError(f"CrossEntropyLoss: expected label_smoothing to be at most 1, got {got}")
 
     def evaluate(logits, t, *count):
