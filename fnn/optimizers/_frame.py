@@ -70,17 +70,17 @@ def make_optimizer(
             g, decay = jnp.asarray(g, wide.dtype), decay_of(path, weight_decay, wide)
             new = rule(jnp.asarray(rate, wide.dtype), step, wide, g, decay, *wide_old)
             pairs = zip(new, (p, *old), strict=True)
-            return [a if a is None else a.astype(jnp.asarray(b).dtype) for a, b in pairs]
+            return [None if a is None else a.astype(jnp.asarray(b).dtype) for a, b in pairs]
 
-        places = jax.tree.leaves_with_path(params)
-        columns = [jax.tree.leaves(tree) or [None] * len(places) for tree in (grads, *state[1:])]
-        rows = [update_leaf(*place, *row) for place, *row in zip(places, *columns, strict=True)]
+        unused = jax.tree.map(lambda _: None, params)
+        old = [tree if start else unused for tree, start in zip(state[1:], slots, strict=True)]
+        new = jax.tree.map_with_path(update_leaf, params, grads, *old)
 
-        def tree_of(index):
-            return jax.tree.unflatten(jax.tree.structure(params), [row[index] for row in rows])
+        def column(index):
+            return jax.tree.map(lambda _, leaves: leaves[index], params, new)
 
-        trees = [tree_of(index) if start else () for index, start in enumerate(slots, 1)]
-        return tree_of(0), state_type(step, *trees)
+        trees = [column(index) if start else () for index, start in enumerate(slots, 1)]
+        return column(0), state_type(step, *trees)
 
     return Optimizer(init, update)
 

@@ -40,7 +40,9 @@ def sgd(
         p = p - rate * v                          otherwise
 
     Arithmetic runs in the parameter's dtype, or in float32 for 16-bit parameters. Weight decay
-    leaves alone leaves named "mean" or "var": BatchNorm's statistics.
+    leaves alone leaves named "mean" or "var" in a dict: BatchNorm's statistics.
+
+    PyTorch has the arguments in another order: lr, momentum, dampening, weight_decay, nesterov.
 
     Args:
         learning_rate: a number, or a schedule step -> rate. The first step is 0.
@@ -85,10 +87,10 @@ def adam(
         v = b2 v + (1 - b2) grad^2
         p = p - rate * (weight_decay * p + (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps))
 
-    where t is 1 in the first update. Without weight decay, which is AdamW's 0.01 by default in
-    PyTorch, it is torch.optim.Adam. with_l2 gives the weight decay of torch.optim.Adam.
+    where t is 1 in the first update. Without weight decay it is torch.optim.Adam; AdamW decays by
+    0.01 by default. with_l2 gives the weight decay of torch.optim.Adam.
 
-    Dtypes, statistics, Args: as sgd.
+    Dtypes, Args, and what does not decay: as sgd.
 
     Raises:
         ValueError: as sgd; b1 or b2 is not in [0, 1).
@@ -131,10 +133,10 @@ def rmsprop(
         u = momentum * u + g / (sqrt(v - m^2) + eps)
         p = p - rate * u
 
-    PyTorch's name of decay is alpha, and its weight_decay comes before momentum. Where rounding
-    makes v - m^2 negative, it is 0 here and NaN there.
+    PyTorch's name of decay is alpha, and its weight_decay comes before momentum. Rounding may make
+    v - m^2 negative: it then counts as 0, where PyTorch gives NaN.
 
-    Dtypes, statistics, Args: as sgd.
+    Dtypes, Args, and what does not decay: as sgd.
 
     Raises:
         ValueError: as sgd; decay is not in [0, 1).
@@ -210,9 +212,9 @@ def lion(
 
     The first line has the m from before the update. Every number moves by the rate, whatever the
     size of its gradient. So the authors advise a rate 3 to 10 times smaller than Adam's, and a
-    weight_decay larger by the same factor.
+    weight_decay larger by the same factor. optax.lion decays by 0.001 by default.
 
-    Dtypes, statistics, Args: as sgd.
+    Dtypes, Args, and what does not decay: as sgd.
 
     Raises:
         ValueError: as sgd; b1 or b2 is not in [0, 1).
