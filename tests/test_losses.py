@@ -434,3 +434,17 @@ def test_cross_entropy_of_many_classes_costs_no_more_than_by_vjp(options, on_the
         )
     assert costs[0][0] <= costs[1][0]
     assert costs[0][1] <= costs[1][1]
+
+
+def test_the_options_of_a_loss_take_a_batch_over_explicit_axes():
+    """As tests/test_sharding.py shows of the losses without options."""
+    devices, explicit = jax.devices("cpu")[:4], (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((4,), ("data",), devices=devices, axis_types=explicit)
+    logits, labels = fnn.shard_batch(mesh, (draw(1, (8, 2, 3)), jnp.ones((8, 2), int)))
+    weighted = fnn.BCEWithLogitsLoss("none", pos_weight=class_weights)
+    terms, slopes = jax.eval_shape(partial(pass_through, weighted), logits, logits)
+    assert terms.sharding.spec[0] == slopes.sharding.spec[0] == "data"
+    for reduction, expected in (("mean", jax.P()), ("none", jax.P("data", None))):
+        loss = fnn.CrossEntropyLoss(reduction, **OPTIONS[2])
+        value, slopes = jax.eval_shape(partial(pass_through, loss), logits, labels)
+        assert (value.sharding.spec, slopes.sharding.spec[0]) == (expected, "data")
