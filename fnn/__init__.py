@@ -38,13 +38,22 @@ from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
 )
-from fnn.losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss
+from fnn.losses import (
+    BCELoss, BCEWithLogitsLoss, CosineDistanceLoss, CrossEntropyLoss, HuberLoss, KLDivLoss,
+    L1Loss, Loss, MSELoss, NLLLoss, SmoothL1Loss,
+)
 from fnn.metrics import (
     accuracy, confusion_matrix, f1_score, mean_absolute_error, r2_score, top_k_accuracy,
 )
-from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
+from fnn.optimizers import (
+    Optimizer, adagrad, adam, clip_by_global_norm, lion, only, rmsprop, sgd, with_l2,
+    with_moving_average,
+)
 from fnn.preprocessing import Standardize, split, standardize
-from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
+from fnn.schedules import (
+    constant, cosine_decay, exponential_decay, linear_decay, one_cycle, piecewise_constant,
+    warmup,
+)
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
@@ -58,24 +67,25 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm", "CELU", "Conv2d", "CrossEntropyLoss",
-    "Dropout", "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GLU", "GroupNorm",
-    "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss", "Identity", "InstanceNorm",
-    "Interrupted", "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid",
-    "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Maxout", "Mish", "NotFiniteError",
-    "Optimizer", "PReLU", "Parallel", "RMSNorm", "ReLU", "ReLU6", "Residual", "SELU",
-    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Softsign", "Standardize",
-    "StochasticDepth", "Tanh", "Threshold", "TrainState", "accumulate_gradients", "accuracy",
-    "adam", "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
-    "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
-    "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
-    "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
-    "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_squared_norms",
-    "load", "load_checkpoint", "load_idx", "loss_and_grads", "make_train_epoch",
-    "make_train_step", "mean_absolute_error", "observe", "orthogonal", "per_example",
-    "piecewise_constant", "predict", "progress", "r2_score", "read_note", "remat",
-    "remove_unfinished", "repeat", "replace_file", "replicate", "run_epochs", "sample_disk",
-    "save", "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
-    "summary", "time_left", "top_k_accuracy", "trace", "with_compute_dtype", "xavier_normal",
-    "xavier_uniform", "zeros",
+    "AvgPool2d", "BCELoss", "BCEWithLogitsLoss", "BatchNorm", "CELU", "Conv2d",
+    "CosineDistanceLoss", "CrossEntropyLoss", "Dropout", "ELU", "Embedding", "Epoch", "Fit",
+    "Flatten", "GELU", "GLU", "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss",
+    "Identity", "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "Layer", "LayerNorm",
+    "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Maxout",
+    "Mish", "NLLLoss", "NotFiniteError", "Optimizer", "PReLU", "Parallel", "RMSNorm", "ReLU",
+    "ReLU6", "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax",
+    "Softplus", "Softsign", "Standardize", "StochasticDepth", "Tanh", "Threshold", "TrainState",
+    "accumulate_gradients", "accuracy", "adagrad", "adam", "as_jax_function", "calibrate",
+    "check_layer", "check_loss", "clip_by_global_norm", "clip_gradient", "confusion_matrix",
+    "constant", "cosine_decay", "count_params", "data_parallel_mesh", "exponential_decay",
+    "f1_score", "find_nonfinite", "find_nonfinite_in_epoch", "fit", "freeze",
+    "init_train_state", "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform",
+    "lecun_normal", "linear_decay", "linear_squared_norms", "lion", "load", "load_checkpoint",
+    "load_idx", "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error",
+    "observe", "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant",
+    "predict", "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat",
+    "replace_file", "replicate", "rmsprop", "run_epochs", "sample_disk", "save",
+    "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
+    "summary", "time_left", "top_k_accuracy", "trace", "warmup", "with_compute_dtype",
+    "with_l2", "with_moving_average", "xavier_normal", "xavier_uniform", "zeros",
 ]

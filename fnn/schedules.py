@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_integer, check_nonnegative
+from fnn._checks import check_integer, check_nonnegative, check_positive
 from fnn._numerics import log_of
 
 Schedule = Callable[[Any], Any]  # step -> rate, possibly traced
@@ -51,6 +51,98 @@ def cosine_decay(peak: float | jax.Array, total_steps: int, warmup_steps: int = 
         decay = (1 + jnp.cos(jnp.pi * progress)) / 2
         share = jnp.where(step < warmup, step / jnp.maximum(1, warmup), decay)
         return jnp.asarray(peak, float) * share
+
+    return rate
+
+
+def linear_decay(
+    peak: float | jax.Array, total_steps: int, end: float | jax.Array = 0.0
+) -> Schedule:
+    """rate(step) = peak + (end - peak) * progress, with progress = step / total_steps, at most 1.
+
+    It is torch.optim.lr_scheduler.LinearLR with the factors 1 and end / peak.
+
+    Raises:
+        ValueError: peak or end is negative or not finite; total_steps is not a positive integer.
+            Traced values pass.
+    """
+    check_nonnegative("linear_decay", "peak", peak)
+    check_nonnegative("linear_decay", "end", end)
+    total_steps = check_integer("linear_decay", "total_steps", total_steps, 1)
+
+    def rate(step):
+        step, total, first, last = (jnp.asarray(a, float) for a in (step, total_steps, peak, end))
+        progress = jnp.clip(step / total, 0, 1)
+        return (1 - progress) * first + progress * last
+
+    return rate
+
+
+def one_cycle(
+    peak: float | jax.Array,
+    total_steps: int,
+    *,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> Schedule:
+    """Half a cosine up to the peak, and half a cosine down (Smith and Topin, 2018):
+
+        start = peak / div_factor         at step 0
+        peak                              at step pct_start * total_steps - 1
+        start / final_div_factor          from step total_steps - 1 on
+
+    It is torch.optim.lr_scheduler.OneCycleLR with its defaults. Unlike there, the momentum does not
+    change.
+
+    Raises:
+        ValueError: peak is negative or not finite; total_steps is not a positive integer; pct_start
+            is not from 0 to 1; a factor is not a finite number above 0. Traced values pass.
+    """
+    check_nonnegative("one_cycle", "peak", peak)
+    total_steps = check_integer("one_cycle", "total_steps", total_steps, 1)
+    check_nonnegative("one_cycle", "pct_start", pct_start)
+    if not isinstance(pct_start, jax.core.Tracer) and pct_start > 1:
+        raise ValueError(f"one_cycle: expected pct_start to be at most 1, got {pct_start!r}")
+    check_positive("one_cycle", "div_factor", div_factor)
+    check_positive("one_cycle", "final_div_factor", final_div_factor)
+
+    def rate(step):
+        step, top, total = (jnp.asarray(a, float) for a in (step, peak, total_steps))
+        start = top / jnp.asarray(div_factor, float)
+        end = start / jnp.asarray(final_div_factor, float)
+        turn = jnp.asarray(pct_start, float) * total - 1
+        is_rising = step <= turn
+        begin, length = jnp.where(is_rising, 0, turn), jnp.where(is_rising, turn, total - 1 - turn)
+        # A phase of no length is at its end.
+        progress = jnp.where(length > 0, (step - begin) / jnp.where(length > 0, length, 1), 1)
+        first, last = jnp.where(is_rising, start, top), jnp.where(is_rising, top, end)
+        return last + (first - last) * (1 + jnp.cos(jnp.pi * jnp.minimum(progress, 1))) / 2
+
+    return rate
+
+
+def warmup(schedule: float | jax.Array | Schedule, steps: int) -> Schedule:
+    """Linear warm-up from 0, and then the schedule, or a number, from its first step on:
+
+        rate(step) = schedule(0) * step / steps         while step < steps
+        rate(step) = schedule(step - steps)             from then on
+
+    The schedule's own steps are counted after the warm-up. The warmup_steps of cosine_decay count
+    in its total_steps: cosine_decay(peak, n, k) is warmup(cosine_decay(peak, n - k), k).
+
+    Raises:
+        ValueError: the schedule is a number that is negative or not finite; steps is a negative
+            integer or not one. Traced values pass.
+    """
+    steps = check_integer("warmup", "steps", steps, 0)
+    schedule = schedule if callable(schedule) else constant(schedule)
+
+    def rate(step):
+        after = jnp.asarray(step, int) - jnp.asarray(steps, int)
+        share = jnp.asarray(step, float) / jnp.maximum(1, jnp.asarray(steps, float))
+        after_warmup = jnp.asarray(schedule(jnp.maximum(after, 0)), float)
+        return jnp.where(after < 0, share, 1) * after_warmup
 
     return rate
 

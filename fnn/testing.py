@@ -98,10 +98,12 @@ def check_layer(layer: Layer, x: jax.Array, key: jax.Array) -> None:
 def check_loss(loss: Loss, prediction: jax.Array, target: jax.Array) -> None:
     """Raise AssertionError where loss.backward disagrees with finite differences of forward.
 
-    As check_layer, for the derivative by prediction.
+    As check_layer, for the derivative by prediction. A loss of the reduction "none" is to be
+    checked with another, because its value is no scalar.
 
     Raises:
-        AssertionError: as check_layer; forward does not return (value, residuals).
+        AssertionError: as check_layer; forward does not return (value, residuals), or the value is
+            no scalar.
         ValueError: `loss` is not a Loss.
     """
     check_is_loss("check_loss", loss)

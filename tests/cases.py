@@ -143,6 +143,7 @@ VARIANTS: dict[str, LayerCase] = {
 class LossCase(NamedTuple):
     make: Callable[[str], fnn.Loss]  # from a reduction
     target: Callable[..., jax.Array]  # from a seed, the prediction's shape and dtype
+    prediction: Callable[..., jax.Array] = lambda *args: draw(*args)  # likewise
 
 
 MOST_DRAWN = 2**17  # elements of an array
@@ -203,6 +204,11 @@ LOSSES = {
     "BCEWithLogitsLoss": LossCase(fnn.BCEWithLogitsLoss, draw_probabilities),
     "CrossEntropyLoss": LossCase(fnn.CrossEntropyLoss, draw_probabilities),
     "CrossEntropyLoss-labels": LossCase(fnn.CrossEntropyLoss, draw_labels),
+    "NLLLoss": LossCase(fnn.NLLLoss, draw_labels),
+    "KLDivLoss": LossCase(fnn.KLDivLoss, draw_probabilities),
+    "SmoothL1Loss": LossCase(lambda reduction: fnn.SmoothL1Loss(0.1, reduction), draw),
+    "BCELoss": LossCase(fnn.BCELoss, draw_probabilities, draw_probabilities),
+    "CosineDistanceLoss": LossCase(fnn.CosineDistanceLoss, draw),
 }
 REDUCTIONS = ["mean", "sum", "batchmean"]
 

@@ -8,6 +8,7 @@ Inputs are multiples of 1/64, which float32 holds exactly, so that many are equa
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -28,6 +29,9 @@ NEWER = ["SELU()", "CELU(0.5)", "ReLU6()", "Hardtanh()", "Hardtanh(-0.5, 2.0)",
          "Hardswish()", "Mish()", "Softsign()", "LogSigmoid()", "Threshold(0.5, 20.0)",
          "Threshold(0.5, -1.0)", "PReLU()"]  # fmt: skip
 DELTAS = ["", "delta=0.5, ", "delta=2.0, "]
+ELEMENTWISE = ["MSELoss(", "L1Loss(", *(f"HuberLoss({d}" for d in DELTAS),
+               *(f"SmoothL1Loss({b}" for b in ("", "beta=0.5, ", "beta=0.0, "))]  # fmt: skip
+CLASS_OPTIONS = ["class_weights=[0.5, 2.0, 1.25], ", "ignore_index=1, ", "label_smoothing=0.25, "]
 CHANCES = [0.0, 1.0, 0.25, 1.0, 0.75, 0.0, 0.5, 0.0, 1.0, 0.5]
 
 
@@ -66,10 +70,16 @@ def tensor(values, *shape):
 def in_torch(expression):
     """What the expression makes of torch.nn's namesakes, with random parameters in float64."""
     expression = expression.replace("'SAME'", "'same'").replace("'VALID'", "'valid'")
-    module = eval(expression, vars(import_torch().nn)).double().eval()
+    expression = re.sub(r"(?:class|pos)_weights?=(\[.*?\])", in_torchs_words, expression)
+    module = eval(expression, {**vars(import_torch().nn), "tensor": tensor}).double().eval()
     for parameter in module.parameters():
         parameter.data = draw(*parameter.shape)
     return module
+
+
+def in_torchs_words(weights):
+    name = "weight" if weights[0].startswith("class") else "pos_weight"
+    return f"{name}=tensor({weights[1]})"
 
 
 def layers():
@@ -218,7 +228,7 @@ def losses():
     torch = import_torch()
     target, chances = draw(2, 5), tensor(CHANCES, 2, 5)
     for reduction, values in (("mean", tensor(KINKS, 2, 5)), ("sum", tensor(EXTREMES, 2, 5))):
-        for start in ("MSELoss(", "L1Loss(", *(f"HuberLoss({d}" for d in DELTAS)):
+        for start in ELEMENTWISE:
             yield record_loss(f"{start}reduction='{reduction}')", target + values, target)
         yield record_loss(f"BCEWithLogitsLoss(reduction='{reduction}')", values, chances)
         for shape in ((), (4,), (2, 2)):
@@ -227,18 +237,55 @@ def losses():
             for classes in (torch.randint(3, shape), draw(*shape, 3).relu()):
                 yield record_loss(f"CrossEntropyLoss(reduction='{reduction}')", scores, classes)
 
+    labels, spread = torch.tensor([[0, 1], [2, 1]]), draw(2, 2, 3).relu()
+    for chosen in itertools.product(*((option, "") for option in CLASS_OPTIONS)):
+        arguments, scores = "".join(chosen), draw(2, 2, 3)
+        yield record_loss(f"CrossEntropyLoss({arguments}reduction='mean')", scores, labels)
+        if not chosen[1]:
+            yield record_loss(f"CrossEntropyLoss({arguments}reduction='mean')", scores, spread)
+        if not chosen[2]:
+            yield record_loss(f"NLLLoss({arguments}reduction='mean')", scores, labels)
+    for reduction in ("sum", "none"):
+        end = f"reduction='{reduction}')"
+        for target in (labels, spread):
+            arguments = "".join(CLASS_OPTIONS[::2] if target is spread else CLASS_OPTIONS)
+            yield record_loss(f"CrossEntropyLoss({arguments}{end}", draw(2, 2, 3), target)
+        yield record_loss(f"NLLLoss({''.join(CLASS_OPTIONS[:2])}{end}", draw(2, 2, 3), labels)
+        yield record_loss(f"SmoothL1Loss({end}", draw(2, 5), draw(2, 5))
 
-def record_loss(expression, prediction, target):
-    loss = in_torch(expression)
+    probabilities = torch.cat([chances[1:], tensor([0.75] * 5, 1, 5)])
+    inside = (chances + 0.125) / 1.25
+    for reduction in ("mean", "sum", "batchmean", "none"):
+        end, log_p = f"reduction='{reduction}')", -draw(2, 5).abs()
+        yield record_loss(f"KLDivLoss({end}", log_p, chances)
+        yield record_loss(f"KLDivLoss(log_target=True, {end}", log_p, -draw(2, 5).abs())
+        if reduction == "batchmean":
+            continue
+        for p in (inside, probabilities):  # the second with p of 0 and 1
+            yield record_loss(f"BCELoss({end}", p, chances)
+        weights = "pos_weight=[0.5, 2.0, 1.0, 3.0, 0.0], "
+        yield record_loss(f"BCEWithLogitsLoss({weights}{end}", 4 * draw(2, 5), chances)
+        cosine = functools.partial(cosine_distance, reduction)
+        yield record_loss(f"CosineDistanceLoss({end}", 16 * draw(2, 5), 16 * draw(2, 5), cosine)
+
+
+def record_loss(expression, prediction, target, loss=None):
+    loss = loss or in_torch(expression)
     prediction = prediction.clone().requires_grad_()
     arrays = [prediction, target]
-    if "CrossEntropy" in expression and prediction.ndim > 2:  # classes on axis 1
+    if expression.startswith(("CrossEntropy", "NLL")) and prediction.ndim > 2:  # classes on axis 1
         arrays = [a.movedim(-1, 1) if a.is_floating_point() else a for a in arrays]
     value = loss(*arrays)
-    value.backward()
+    value.sum().backward()
     inputs = {"prediction": prediction.tolist(), "target": target.tolist()}
-    outputs = {"value": value.item(), "d_prediction": prediction.grad.tolist()}
+    outputs = {"value": value.tolist(), "d_prediction": prediction.grad.tolist()}
     return expression, inputs, outputs
+
+
+def cosine_distance(reduction, prediction, target):
+    """For vectors so long that PyTorch's addition of 1e-12 to their squares changes nothing."""
+    loss = import_torch().nn.CosineEmbeddingLoss(reduction=reduction)
+    return loss(prediction, target, tensor([1.0]))
 
 
 def optimizers():
@@ -259,6 +306,30 @@ def optimizers():
     }.items():
         adamw = functools.partial(torch.optim.AdamW, **({"weight_decay": 0.0} | options))
         yield record_steps(f"adam({schedule}{arguments})", adamw, params, grads, rates)
+    for arguments, options in {
+        "": {},
+        ", 0.9, 1e-3": {"alpha": 0.9, "eps": 1e-3},
+        ", momentum=0.5, weight_decay=0.1": {"momentum": 0.5, "weight_decay": 0.1},
+        ", 0.8, centered=True": {"alpha": 0.8, "centered": True},
+        ", 0.5, 1e-5, 0.9, True, 0.01": {
+            **{"alpha": 0.5, "eps": 1e-5, "momentum": 0.9, "centered": True, "weight_decay": 0.01}
+        },
+    }.items():
+        make = functools.partial(torch.optim.RMSprop, **options)
+        yield record_steps(f"rmsprop({schedule}{arguments})", make, params, grads, rates)
+    for expression, make in {
+        f"adagrad({schedule})": torch.optim.Adagrad,
+        f"with_l2(adagrad({schedule}, 0.25, 1e-3), 0.1)": functools.partial(
+            torch.optim.Adagrad, initial_accumulator_value=0.25, eps=1e-3, weight_decay=0.1
+        ),
+        f"with_l2(adam({schedule}), 0.1)": functools.partial(torch.optim.Adam, weight_decay=0.1),
+        f"only(adam({schedule}, weight_decay=0.1), lambda path, leaf: leaf.ndim > 1, "
+        f"adam({schedule}))": adamw_with_decay_of_matrices,
+        f"only(adam({schedule}), {{'W': False, 'b': True}})": lambda leaves: torch.optim.Adam(
+            leaves[1:]
+        ),
+    }.items():
+        yield record_steps(expression, make, params, grads, rates)
 
     params = {"W": tensor([0.0] * 6, 2, 3), "b": tensor([0.0] * 2)}
     for scale, max_norm in ((1, 0.5), (1, 100.0), (1e-4, 1e-5), (0, 1.0)):
@@ -266,6 +337,11 @@ def optimizers():
         expression = f"clip_by_global_norm(sgd(1.0), {max_norm})"
         clipping = functools.partial(sgd_with_clipping, max_norm)
         yield record_steps(expression, clipping, params, grads, [1.0])
+
+
+def adamw_with_decay_of_matrices(leaves):
+    groups = [{"params": [leaf], "weight_decay": 0.1 if leaf.ndim > 1 else 0.0} for leaf in leaves]
+    return import_torch().optim.AdamW(groups)
 
 
 def sgd_with_clipping(max_norm, leaves):
@@ -288,7 +364,8 @@ def record_steps(expression, make, params, grads, rates):
     optimizer = make(list(leaves.values()))
     after = {name: [] for name in leaves}
     for step, rate in enumerate(rates):
-        optimizer.param_groups[0]["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         for name, leaf in leaves.items():
             leaf.grad = grads[name][step].clone()
         optimizer.step()
@@ -341,6 +418,15 @@ def schedules():
         ),
         ("cosine_decay(0.5, 11)", optim.lr_scheduler.CosineAnnealingLR, 11),
         ("constant(0.5)", optim.lr_scheduler.ConstantLR, 1.0),
+        ("linear_decay(0.5, 8)", optim.lr_scheduler.LinearLR, 1.0, 0.0, 8),
+        ("linear_decay(0.5, 20, 0.1)", optim.lr_scheduler.LinearLR, 1.0, 0.2, 20),
+        ("one_cycle(0.5, 12)", one_cycle),
+        (
+            "one_cycle(0.5, 13, pct_start=0.4, div_factor=4, final_div_factor=10)",
+            functools.partial(one_cycle, total_steps=13, pct_start=0.4),
+            *(4, 10),
+        ),
+        ("warmup(cosine_decay(0.5, 7), 4)", warmup_and_cosine),
     ):
         optimizer = optim.SGD([draw(1)], 0.5)
         schedule, steps, rates = make(optimizer, *arguments), list(range(12)), []
@@ -349,6 +435,20 @@ def schedules():
             optimizer.step()
             schedule.step()
         yield expression, {"steps": steps}, {"rates": rates}
+
+
+def one_cycle(optimizer, div_factor=25.0, final_div_factor=1e4, total_steps=12, pct_start=0.3):
+    return import_torch().optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.5, total_steps, pct_start=pct_start, cycle_momentum=False,
+        div_factor=div_factor, final_div_factor=final_div_factor,
+    )  # fmt: skip
+
+
+def warmup_and_cosine(optimizer):
+    schedulers = import_torch().optim.lr_scheduler
+    warmup = schedulers.LambdaLR(optimizer, lambda step: step / 4)
+    cosine = schedulers.CosineAnnealingLR(optimizer, 7)
+    return schedulers.SequentialLR(optimizer, [warmup, cosine], [4])
 
 
 def main(arguments=None):

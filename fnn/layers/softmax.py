@@ -49,23 +49,23 @@ def LogSoftmax(axis: int = -1) -> Layer:
 
 def softmax(x: jax.Array, axis: int) -> jax.Array:
     """exp(x) / sum of exp(x) along the axis; see Softmax."""
-    powers = jnp.exp(_minus_largest(x, axis))
+    powers = jnp.exp(minus_largest(x, axis))
     return powers / jnp.sum(powers, axis, keepdims=True)
 
 
 def log_softmax(x: jax.Array, axis: int) -> jax.Array:
     """x - log of the sum of exp(x) along the axis, the logarithm of softmax."""
-    below = _minus_largest(x, axis)
+    below = minus_largest(x, axis)
     return below - jnp.log(jnp.sum(jnp.exp(below), axis, keepdims=True))
 
 
-def _minus_largest(x, axis):
+def minus_largest(x: jax.Array, axis: int) -> jax.Array:
     """x minus the largest x along the axis; 0 where x is equal to an infinite largest.
 
     jax.jvp may treat the largest as a constant, because softmax does not depend on the shift.
     """
     largest = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
-    infinite = (x == largest) & jnp.isinf(x)
+    infinite = x == jnp.where(largest == -jnp.inf, -jnp.inf, jnp.inf)
     return jnp.where(infinite, 0, x) - jnp.where(infinite, 0, largest)
 
 
