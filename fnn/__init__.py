@@ -25,6 +25,7 @@ from fnn.layer import Layer
 from fnn.layers.activations import (
     ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
 )
+from fnn.layers.attention import Attention, PositionalEmbedding
 from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout
 from fnn.layers.flatten import Flatten
@@ -33,6 +34,7 @@ from fnn.layers.normalization import (
     BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm,
 )
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
+from fnn.layers.recurrent import GRU, LSTM, RNN, LastStep
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
@@ -44,6 +46,7 @@ from fnn.metrics import (
 from fnn.optimizers import Optimizer, adam, clip_by_global_norm, sgd
 from fnn.preprocessing import Standardize, split, standardize
 from fnn.schedules import constant, cosine_decay, exponential_decay, piecewise_constant
+from fnn.sequences import MultiHeadAttention, reverse_time
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
@@ -57,12 +60,13 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm", "Conv2d", "CrossEntropyLoss", "Dropout",
-    "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GroupNorm", "HuberLoss", "Identity",
-    "InstanceNorm", "Interrupted", "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear",
-    "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel",
-    "RMSNorm", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
-    "Standardize", "Tanh", "TrainState", "accumulate_gradients", "accuracy", "adam",
+    "Attention", "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm", "Conv2d", "CrossEntropyLoss",
+    "Dropout", "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GRU", "GroupNorm",
+    "HuberLoss", "Identity", "InstanceNorm", "Interrupted", "L1Loss", "LSTM", "LastStep",
+    "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d",
+    "MultiHeadAttention", "NotFiniteError", "Optimizer", "Parallel", "PositionalEmbedding",
+    "RMSNorm", "RNN", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax",
+    "Softplus", "Standardize", "Tanh", "TrainState", "accumulate_gradients", "accuracy", "adam",
     "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
     "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
     "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
@@ -71,8 +75,8 @@ __all__ = [
     "load", "load_checkpoint", "load_idx", "loss_and_grads", "make_train_epoch",
     "make_train_step", "mean_absolute_error", "observe", "orthogonal", "per_example",
     "piecewise_constant", "predict", "progress", "r2_score", "read_note", "remat",
-    "remove_unfinished", "repeat", "replace_file", "replicate", "run_epochs", "sample_disk",
-    "save", "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
-    "summary", "time_left", "top_k_accuracy", "trace", "with_compute_dtype", "xavier_normal",
-    "xavier_uniform", "zeros",
+    "remove_unfinished", "repeat", "replace_file", "replicate", "reverse_time", "run_epochs",
+    "sample_disk", "save", "scale_gradient", "sgd", "shard_batch", "split", "standard_normal",
+    "standardize", "summary", "time_left", "top_k_accuracy", "trace", "with_compute_dtype",
+    "xavier_normal", "xavier_uniform", "zeros",
 ]
