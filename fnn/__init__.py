@@ -22,6 +22,7 @@ from fnn.initializers import (
 )
 from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
+from fnn.layers.attention import Attention, PositionalEmbedding
 from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout, StochasticDepth
 from fnn.layers.flatten import Flatten
@@ -32,6 +33,7 @@ from fnn.layers.piecewise import (
     CELU, ELU, SELU, Hardsigmoid, Hardtanh, LeakyReLU, Maxout, PReLU, ReLU, ReLU6, Threshold,
 )
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
+from fnn.layers.recurrent import GRU, LSTM, RNN, LastStep
 from fnn.layers.smooth import LogSigmoid, Sigmoid, Softplus, Softsign, Tanh
 from fnn.layers.softmax import LogSoftmax, Softmax
 from fnn.loop import (
@@ -54,6 +56,7 @@ from fnn.schedules import (
     constant, cosine_decay, exponential_decay, linear_decay, one_cycle, piecewise_constant,
     warmup,
 )
+from fnn.sequences import MultiHeadAttention, reverse_time
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
 from fnn.statistics import linear_squared_norms, per_example
 from fnn.testing import check_layer, check_loss
@@ -67,14 +70,15 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCELoss", "BCEWithLogitsLoss", "BatchNorm", "CELU", "Conv2d",
+    "Attention", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss", "BatchNorm", "CELU", "Conv2d",
     "CosineDistanceLoss", "CrossEntropyLoss", "Dropout", "ELU", "Embedding", "Epoch", "Fit",
-    "Flatten", "GELU", "GLU", "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss",
-    "Identity", "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "Layer", "LayerNorm",
-    "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d", "Maxout",
-    "Mish", "NLLLoss", "NotFiniteError", "Optimizer", "PReLU", "Parallel", "RMSNorm", "ReLU",
-    "ReLU6", "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax",
-    "Softplus", "Softsign", "Standardize", "StochasticDepth", "Tanh", "Threshold", "TrainState",
+    "Flatten", "GELU", "GLU", "GRU", "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh",
+    "HuberLoss", "Identity", "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "LSTM",
+    "LastStep", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss",
+    "MSELoss", "MaxPool2d", "Maxout", "Mish", "MultiHeadAttention", "NLLLoss", "NotFiniteError",
+    "Optimizer", "PReLU", "Parallel", "PositionalEmbedding", "RMSNorm", "RNN", "ReLU", "ReLU6",
+    "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus",
+    "Softsign", "Standardize", "StochasticDepth", "Tanh", "Threshold", "TrainState",
     "accumulate_gradients", "accuracy", "adagrad", "adam", "as_jax_function", "calibrate",
     "check_layer", "check_loss", "clip_by_global_norm", "clip_gradient", "confusion_matrix",
     "constant", "cosine_decay", "count_params", "data_parallel_mesh", "exponential_decay",
@@ -84,7 +88,7 @@ __all__ = [
     "load_idx", "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error",
     "observe", "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant",
     "predict", "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat",
-    "replace_file", "replicate", "rmsprop", "run_epochs", "sample_disk", "save",
+    "replace_file", "replicate", "reverse_time", "rmsprop", "run_epochs", "sample_disk", "save",
     "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
     "summary", "time_left", "top_k_accuracy", "trace", "warmup", "with_compute_dtype",
     "with_l2", "with_moving_average", "xavier_normal", "xavier_uniform", "zeros",

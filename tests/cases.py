@@ -73,6 +73,13 @@ LAYERS = {
     "Standardize": LayerCase(
         lambda: fnn.Standardize([0.5, -2.0, 0.0], [2.0, 0.1, 1.0]), (3,), (3,)
     ),
+    "Attention": LayerCase(lambda: fnn.Attention(2), (3, 12), (3, 4)),
+    "MultiHeadAttention": LayerCase(
+        lambda: fnn.MultiHeadAttention(4, 2, causal=True, rotary_base=10), (3, 4), (3, 4)
+    ),
+    "PositionalEmbedding": LayerCase(lambda: fnn.PositionalEmbedding(4, 2), (3, 2), (3, 2)),
+    "LSTM": LayerCase(lambda: fnn.LSTM(3, 2), (4, 3), (4, 2)),
+    "GRU": LayerCase(lambda: fnn.GRU(3, 2), (4, 3), (4, 2)),
     "Dropout-without-a-key": LayerCase(lambda: fnn.Dropout(0.5), (3,), (3,)),
     "ReLU": LayerCase(fnn.ReLU, (3,), (3,)),
     "LeakyReLU": LayerCase(fnn.LeakyReLU, (3,), (3,)),
@@ -115,6 +122,14 @@ LAYERS = {
 # Layers with options of those above. The tests of exactness and of cost run over them too, and the
 # other properties do not.
 VARIANTS: dict[str, LayerCase] = {
+    "Attention-causal": LayerCase(lambda: fnn.Attention(1, causal=True), (5, 6), (5, 2)),
+    "Attention-in-blocks": LayerCase(lambda: fnn.Attention(1, causal=True), (130, 6), (130, 2)),
+    "RNN": LayerCase(lambda: fnn.RNN(3, 2), (4, 3), (4, 2)),
+    "RNN-relu": LayerCase(lambda: fnn.RNN(3, 2, activation="relu"), (4, 3), (4, 2)),
+    "LSTM-bidirectional": LayerCase(
+        lambda: fnn.Parallel(fnn.LSTM(3, 2), fnn.reverse_time(fnn.LSTM(3, 2))), (4, 3), (4, 4)
+    ),
+    "LastStep": LayerCase(fnn.LastStep, (4, 3), (3,)),
     "LayerNorm-two-axes": LayerCase(lambda: fnn.LayerNorm((2, 3)), (2, 3), (2, 3)),
     "RMSNorm-two-axes": LayerCase(lambda: fnn.RMSNorm((2, 3)), (2, 3), (2, 3)),
     "GroupNorm-time": LayerCase(lambda: fnn.GroupNorm(2, 4, num_axes=1), (3, 4), (3, 4)),

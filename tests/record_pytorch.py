@@ -119,6 +119,7 @@ def layers():
         ("in_training(BatchNorm(3))", draw(2, 2, 2, 3)),
     ]:
         yield record_norm(expression, x)
+    yield from sequences()
     for expression in ("Softmax(-1)", "Softmax(1)", "LogSoftmax(-1)", "LogSoftmax(1)"):
         x = torch.stack([draw(2, 5), tensor(EXTREMES, 2, 5)])
         yield record_layer(expression, x, in_torch(expression))
@@ -132,7 +133,11 @@ def layers():
     for x in (torch.cat([points, tensor(BENDS)]), extremes):  # PyTorch rounds 1 / 6 to float32
         yield record_layer("Hardsigmoid()", x, identity, lambda x: relu6(x + 3) / 6)
     yield record_layer("PReLU(3)", features, in_torch("PReLU(3)"))
-    for axis, x in ((-1, tensor(EXTREMES)), (-1, draw(2, 2, 4)), (1, draw(2, 4, 3))):
+    # A float32 sigmoid is 1 for 17 already. Beside 1e4 the slope that it loses there would count.
+    extreme_gates = torch.stack(
+        [tensor(EXTREMES[:5] + KINKS[:5]), tensor(KINKS[:5] + EXTREMES[:5])]
+    )
+    for axis, x in ((-1, extreme_gates), (-1, draw(2, 2, 4)), (1, draw(2, 4, 3))):
         yield record_layer(f"GLU({axis})", x, in_torch(f"GLU({axis})"))
     yield record_layer("Maxout(3)", draw(4, 6), identity, lambda x: x.view(4, 2, 3).amax(-1))
     for x in (points, extremes):  # beyond PyTorch's threshold, else 20, y is x itself
@@ -187,6 +192,37 @@ def record_layer(expression, x, module, forward=None):
     return expression, inputs, {"y": y.tolist(), "grads": grads, "dx": dx.tolist()}
 
 
+def sequences():
+    """Layers over (batch, time, features)."""
+    torch = import_torch()
+    for expression, options in {"2": {}, "2, causal=True": {"is_causal": True}}.items():
+        attend = functools.partial(by_scaled_dot_products, 2, options)
+        yield record_layer(f"Attention({expression})", draw(2, 4, 12), torch.nn.Identity(), attend)
+    attention = in_torch("MultiheadAttention(4, 2, batch_first=True)")
+    yield record_layer(
+        "MultiHeadAttention(4, 2)", draw(2, 3, 4), attention, attend_to_itself(attention)
+    )
+    for expression in ("RNN(3, 2)", "RNN(3, 2, activation='relu')", "LSTM(3, 2)", "GRU(3, 2)"):
+        module = in_torch(
+            expression.replace("activation", "nonlinearity")[:-1] + ", batch_first=True)"
+        )
+        yield record_layer(expression, draw(2, 4, 3), module, lambda x, module=module: module(x)[0])
+    pair = in_torch("LSTM(3, 2, batch_first=True, bidirectional=True)")
+    expression = "Parallel(LSTM(3, 2), reverse_time(LSTM(3, 2)))"
+    yield record_layer(expression, draw(2, 4, 3), pair, lambda x: pair(x)[0])
+
+
+def by_scaled_dot_products(num_heads, options, x):
+    functional = import_torch().nn.functional
+    parts = (part.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for part in x.chunk(3, -1))
+    y = functional.scaled_dot_product_attention(*parts, **options)
+    return y.transpose(-3, -2).flatten(-2)
+
+
+def attend_to_itself(attention):
+    return lambda x: attention(x, x, x, need_weights=False)[0]
+
+
 def record_norm(expression, x):
     """A norm whose name in torch.nn has the number of axes, or not; channels first there."""
     in_nn = re.sub(r"in_training|, num_axes=\d", "", expression)
@@ -212,6 +248,15 @@ def in_fnn(module, read=lambda parameter: parameter):
     nn = import_torch().nn
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [in_fnn(part, read) for part in module]
+    if isinstance(module, nn.MultiheadAttention):
+        projection = {
+            "W": read(module.in_proj_weight).tolist(),
+            "b": read(module.in_proj_bias).tolist(),
+        }
+        return [projection, [], in_fnn(module.out_proj, read)]
+    if isinstance(module, nn.RNNBase):
+        directions = [recurrent_in_fnn(module, end, read) for end in ("", "_reverse")]
+        return directions if module.bidirectional else directions[0]
     is_norm = "Norm" in type(module).__name__
     names = {"weight": "scale", "bias": "bias"} if is_norm else {"weight": "W", "bias": "b"}
     leaves = {names[name]: read(leaf) for name, leaf in module.named_parameters()}
@@ -221,6 +266,23 @@ def in_fnn(module, read=lambda parameter: parameter):
         statistics = {"mean": module.running_mean, "var": module.running_var}
         leaves |= {name: read(leaf) for name, leaf in statistics.items()}
     return {name: leaf.tolist() for name, leaf in leaves.items()} or []
+
+
+def recurrent_in_fnn(module, end, read):
+    """b is the sum of PyTorch's two biases, whose gradients are equal; c is apart in a GRU."""
+    if not hasattr(module, f"weight_ih_l0{end}"):
+        return None
+    W, U, b, b_hidden = (
+        getattr(module, f"{name}_l0{end}")
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    leaves = {"W": read(W), "U": read(U), "b": read(b)}
+    shared = len(b) * 2 // 3 if type(module).__name__ == "GRU" else len(b)
+    if read(b) is b:  # the values, not the gradients
+        leaves["b"] = b + import_torch().cat([b_hidden[:shared], 0 * b_hidden[shared:]])
+    if shared < len(b):
+        leaves["c"] = read(b_hidden)[shared:]
+    return {name: leaf.tolist() for name, leaf in leaves.items()}
 
 
 def losses():

@@ -107,9 +107,9 @@ def names(kind):
 def test_the_record_covers_every_layer_loss_optimizer_and_schedule():
     types = {"Layer", "Loss", "Optimizer", "TrainState"}
     types |= {"Epoch", "Fit", "Interrupted", "NotFiniteError"}
-    not_in_pytorch = {"Standardize"}  # tests/test_preprocessing.py has its numbers
+    not_in_pytorch = {"Standardize", "PositionalEmbedding", "LastStep"}
     constructors = {name for name in fnn.__all__ if name[0].isupper()} - types - not_in_pytorch
-    assert names("layers") | names("losses") == constructors | {"in_training"}
+    assert names("layers") | names("losses") == constructors | {"in_training", "reverse_time"}
     assert names("optimizers") | names("trainings") >= {
         "adagrad", "adam", "clip_by_global_norm", "only", "rmsprop", "sgd", "with_l2",
     }  # fmt: skip

@@ -1,0 +1,212 @@
+"""Attention between the positions of a sequence (..., time, features)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn._checks import check_array, check_integer, check_positive
+from fnn._numerics import accumulation_dtype, broadcast_last_axis, upcast
+from fnn.layer import Layer, type_of
+from fnn.layers._frame import with_params, without_params
+
+# So many queries at a time are compared with all keys. A sequence up to this length is one block.
+QUERIES_IN_BLOCK = 128
+
+
+def Attention(num_heads: int, *, causal: bool = False, rotary_base: float | None = None) -> Layer:
+    """y[t] = sum over s of p[t, s] v[s], with p[t] = softmax over s of q[t] . k[s] / sqrt(d).
+
+    x holds the queries q, the keys k and the values v, side by side. Each is num_heads vectors of
+    length d, and each head attends by itself. With causal=True the sums are over s <= t alone. The
+    values are those of torch.nn.functional.scaled_dot_product_attention. Vaswani et al., 2017.
+
+    Backward, with ds[t, s] = p[t, s] (dy[t] . v[s] - dy[t] . y[t]) / sqrt(d):
+
+        dq[t] = sum over s of ds[t, s] k[s]
+        dk[s] = sum over t of ds[t, s] q[t]
+        dv[s] = sum over t of p[t, s] dy[t]
+
+    rotary_base, such as 10000, turns queries and keys first: at position t each pair of neighbours
+    (q[2i], q[2i + 1]) by the angle t / rotary_base^(2i / d). Then q[t] . k[s] depends on t - s, and
+    not on t itself. Backward turns dq and dk back. Su et al., 2021.
+
+    Residuals: x, y, and for each head and position log(sum over s of exp(q[t] . k[s] / sqrt(d))).
+    From these backward computes p again, for a block of queries at a time. So neither pass holds an
+    array of time x time where time is long: what it holds grows with time. Dao et al., 2022.
+
+    Shapes: x (..., time, 3 * dim), y (..., time, dim) with dim = num_heads * d; params ().
+
+    Raises:
+        ValueError: num_heads is not a positive integer, or rotary_base not a finite number above 0;
+            num_heads does not divide dim; d is odd, with rotary_base; x or dy have another shape or
+            are not floating.
+    """
+    num_heads = check_integer("Attention", "num_heads", num_heads, 1)
+    if rotary_base is not None:
+        check_positive("Attention", "rotary_base", rotary_base)
+    options = ", causal=True" if causal else ""
+    options += "" if rotary_base is None else f", rotary_base={rotary_base}"
+    name = f"Attention({num_heads}{options})"
+    divisor = num_heads if rotary_base is None else 2 * num_heads
+
+    def check_x(what, x):
+        x = check_array(name, what, x, (..., "time", "3 * dim"))
+        if x.shape[-1] % (3 * divisor):
+            expected = f"shape (..., time, 3 * dim) with a dim that {divisor} divides"
+            raise ValueError(f"{name}: expected {what} of {expected}, got {x.shape}")
+        return x
+
+    def split(x):
+        """Queries, keys and values (..., time, heads, d)."""
+        heads = x.reshape(*x.shape[:-1], 3 * num_heads, x.shape[-1] // (3 * num_heads))
+        q_and_k, v = jnp.split(heads, [2 * num_heads], axis=-2)
+        q, k = jnp.split(_turn(q_and_k, rotary_base), 2, axis=-2)
+        return q, k, v
+
+    def join(dq, dk, dv):
+        dq_and_dk = _turn(jnp.concatenate([dq, dk], axis=-2), rotary_base, backwards=True)
+        return jnp.concatenate([dq_and_dk, dv], axis=-2)
+
+    def scores(q, k, first):
+        """q . k / sqrt(d), (..., heads, queries, time), for queries from position `first` on."""
+        s = _product("...qhd,...khd->...hqk", q, k) / math.sqrt(q.shape[-1])
+        if not causal:
+            return s
+        query, key = (jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - n) for n in (2, 1))
+        return jnp.where(key <= first + query, s, -jnp.inf)
+
+    def forward(x, key):
+        x = check_x("x", x)
+        q, k, v = split(x)
+
+        def attend(first, q):
+            s = scores(q, k, first)
+            # To jax.jvp the largest is a constant, because it cancels.
+            largest = jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True, initial=-jnp.inf))
+            powers = jnp.exp(s - largest)
+            total = jnp.sum(powers, -1, keepdims=True)
+            weighted = _product("...hqk,...khd->...qhd", powers.astype(x.dtype), v)
+            y = (weighted / jnp.swapaxes(total, -3, -2)).astype(x.dtype)
+            return (y, jnp.swapaxes(jnp.log(total) + largest, -3, -2)), ()
+
+        (y, log_total), _ = _by_blocks(attend, (q,), ())
+        y = y.reshape(*x.shape[:-1], x.shape[-1] // 3)
+        return y, (x, y, log_total)
+
+    def backward(residuals, dy):
+        x, y, log_total = residuals
+        x = check_x("residuals", x)
+        dy = check_array(name, "dy", dy, y.shape, x.dtype)
+        q, k, v = split(x)
+        y, dy = (array.reshape(q.shape) for array in (y, dy))
+        inner = jnp.sum(upcast(dy) * upcast(y), axis=-1, keepdims=True)  # dy[t] . y[t]
+
+        def pull_back(first, q, dy, inner, log_total):
+            p = jnp.exp(scores(q, k, first) - jnp.swapaxes(log_total, -3, -2))
+            dp = _product("...qhd,...khd->...hqk", dy, v) - jnp.swapaxes(inner, -3, -2)
+            ds = (p * dp / math.sqrt(q.shape[-1])).astype(x.dtype)
+            dq = _product("...hqk,...khd->...qhd", ds, k)
+            dk = _product("...hqk,...qhd->...khd", ds, q)
+            dv = _product("...hqk,...qhd->...khd", p.astype(x.dtype), dy)
+            return dq, (dk, dv)
+
+        start = jnp.zeros_like(upcast(k)), jnp.zeros_like(upcast(v))
+        dq, (dk, dv) = _by_blocks(pull_back, (q, dy, inner, log_total), start)
+        return join(dq, dk, dv).astype(x.dtype).reshape(x.shape)
+
+    return without_params(name, forward, backward)
+
+
+def _product(subscripts, a, b):
+    return jnp.einsum(subscripts, a, b, preferred_element_type=accumulation_dtype(a.dtype))
+
+
+def _by_blocks(function, arrays, start):
+    """function(first, *blocks) -> (outputs, sums), for all blocks of the arrays along axis -3.
+
+    `first` is the position where the block begins. The outputs of the blocks are joined, and the
+    sums are added up from `start` on. The last block is filled up with zeros.
+    """
+    time, size = arrays[0].shape[-3], QUERIES_IN_BLOCK
+    if time <= size:
+        return function(0, *arrays)
+    count = math.ceil(time / size)
+
+    def cut(array):
+        filled = jnp.pad(
+            array, [(0, 0)] * (array.ndim - 3) + [(0, count * size - time), (0, 0), (0, 0)]
+        )
+        return jnp.moveaxis(
+            filled.reshape(*array.shape[:-3], count, size, *array.shape[-2:]), -4, 0
+        )
+
+    def join(blocks):
+        blocks = jnp.moveaxis(blocks, 0, -4)
+        whole = blocks.reshape(*blocks.shape[:-4], count * size, *blocks.shape[-2:])
+        return jax.lax.slice_in_dim(whole, 0, time, axis=whole.ndim - 3)
+
+    def step(sums, block):
+        outputs, more = function(*block)
+        return jax.tree.map(jnp.add, sums, more), outputs
+
+    firsts = jnp.arange(count, dtype=jnp.int32) * size
+    sums, blocks = jax.lax.scan(step, start, (firsts, *map(cut, arrays)))
+    return jax.tree.map(join, blocks), sums
+
+
+def _turn(x, base, backwards=False):
+    """Each pair of neighbours of x (..., time, heads, d) turned by its angle; see Attention."""
+    if base is None:
+        return x
+    wide = upcast(x)
+    time, half = x.shape[-3], x.shape[-1] // 2
+    position, pair = (jnp.arange(n, dtype=wide.dtype) for n in (time, half))
+    frequency = jnp.asarray(base, wide.dtype) ** (-pair / half)
+    angle = position.reshape(time, 1, 1) * frequency.reshape(1, 1, half)
+    pairs = wide.reshape(*x.shape[:-1], half, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    cos, sin = (jnp.broadcast_to(f(angle), a.shape) for f in (jnp.cos, jnp.sin))
+    sin = -sin if backwards else sin
+    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def PositionalEmbedding(
+    max_length: int,
+    dim: int,
+    *,
+    weight_init: Callable[..., jax.Array] = jax.nn.initializers.normal(0.02),
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y[t] = x[t] + W[t], a learned vector for each position.
+
+    Backward: dW[t] = sum of dy[t] over all leading axes, and 0 for positions that x does not have;
+    dx = dy. Residuals: none. W starts normal with a standard deviation of 0.02, as in GPT-2.
+
+    Shapes: x, y (..., time, dim) with time <= max_length; params {"W": (max_length, dim)}.
+
+    Raises:
+        ValueError: a number is not a positive integer; x is longer than max_length; x, dy or params
+            have another shape or are not floating.
+    """
+    max_length = check_integer("PositionalEmbedding", "max_length", max_length, 1)
+    dim = check_integer("PositionalEmbedding", "dim", dim, 1)
+    name = f"PositionalEmbedding({max_length}, {dim})"
+
+    def forward(params, x, key=None):
+        x = check_array(name, "x", x, (..., "time", dim))
+        time = x.shape[-2]
+        if time > max_length:
+            raise ValueError(f"{name}: expected x of at most {max_length} positions, got {x.shape}")
+        return x + broadcast_last_axis(params["W"][:time], x), type_of(x)
+
+    def backward(params, x_type, dy):
+        dy = check_array(name, "dy", dy, *x_type)
+        dW = jnp.sum(upcast(dy), axis=tuple(range(dy.ndim - 2)))
+        return {"W": jnp.pad(dW, ((0, max_length - dy.shape[-2]), (0, 0)))}, dy
+
+    params = {"W": ((max_length, dim), weight_init)}
+    return with_params(name, params, dtype, forward, backward)
