@@ -24,12 +24,13 @@ from fnn.layer import Layer
 from fnn.layers.activations import (
     ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
 )
+from fnn.layers.average_pooling import AvgPool1d, AvgPool2d, AvgPool3d, GlobalAvgPool
 from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout
 from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
+from fnn.layers.max_pooling import GlobalMaxPool, MaxPool1d, MaxPool2d, MaxPool3d
 from fnn.layers.normalization import LayerNorm, RMSNorm
-from fnn.layers.pooling import AvgPool2d, MaxPool2d
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
@@ -54,10 +55,11 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted",
-    "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss",
-    "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
+    "AvgPool1d", "AvgPool2d", "AvgPool3d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss",
+    "Dropout", "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GlobalAvgPool",
+    "GlobalMaxPool", "HuberLoss", "Identity", "Interrupted", "L1Loss", "Layer", "LayerNorm",
+    "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool1d", "MaxPool2d",
+    "MaxPool3d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
     "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
     "accumulate_gradients", "accuracy", "adam", "as_jax_function", "check_layer", "check_loss",
     "clip_by_global_norm", "clip_gradient", "confusion_matrix", "constant", "cosine_decay",

@@ -1,4 +1,4 @@
-"""What convolution and pooling share: windows that move along the spatial axes of x."""
+"""What convolution, pooling and resizing share: windows along the spatial axes of x."""
 
 from typing import Any
 
@@ -51,3 +51,20 @@ def output_sizes(
         (n + sum(pad) - k) // s + 1
         for n, pad, k, s in zip(sizes, pads, window, strides, strict=True)
     )
+
+
+def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """(..., n * size, ...) -> (..., n, size, ...): an axis, counted from the end, in blocks."""
+    at = axis % array.ndim
+    n = array.shape[at] // size
+    return array.reshape(*array.shape[:at], n, size, *array.shape[at + 1 :])
+
+
+def merge_axis(blocks: jax.Array, axis: int) -> jax.Array:
+    """(..., n, size, ...) -> (..., n * size, ...): the inverse of split_axis.
+
+    XLA merges two neighbouring axes without a copy.
+    """
+    at = axis % (blocks.ndim - 1)
+    n, size = blocks.shape[at : at + 2]
+    return blocks.reshape(*blocks.shape[:at], n * size, *blocks.shape[at + 2 :])
