@@ -31,6 +31,7 @@ from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
 from fnn.layers.max_pooling import GlobalMaxPool, MaxPool1d, MaxPool2d, MaxPool3d
 from fnn.layers.normalization import LayerNorm, RMSNorm
+from fnn.layers.resizing import Pad, Upsample
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
@@ -59,18 +60,18 @@ __all__ = [
     "Dropout", "ELU", "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GlobalAvgPool",
     "GlobalMaxPool", "HuberLoss", "Identity", "Interrupted", "L1Loss", "Layer", "LayerNorm",
     "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool1d", "MaxPool2d",
-    "MaxPool3d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
-    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
-    "accumulate_gradients", "accuracy", "adam", "as_jax_function", "check_layer", "check_loss",
-    "clip_by_global_norm", "clip_gradient", "confusion_matrix", "constant", "cosine_decay",
-    "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
-    "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
-    "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_squared_norms",
-    "load", "load_checkpoint", "load_idx", "loss_and_grads", "make_train_epoch",
-    "make_train_step", "mean_absolute_error", "observe", "orthogonal", "per_example",
-    "piecewise_constant", "predict", "progress", "r2_score", "read_note", "remat",
-    "remove_unfinished", "repeat", "replace_file", "replicate", "run_epochs", "sample_disk",
-    "save", "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
-    "summary", "time_left", "top_k_accuracy", "trace", "with_compute_dtype", "xavier_normal",
-    "xavier_uniform", "zeros",
+    "MaxPool3d", "NotFiniteError", "Optimizer", "Pad", "Parallel", "RMSNorm", "ReLU",
+    "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
+    "TrainState", "Upsample", "accumulate_gradients", "accuracy", "adam", "as_jax_function",
+    "check_layer", "check_loss", "clip_by_global_norm", "clip_gradient", "confusion_matrix",
+    "constant", "cosine_decay", "count_params", "data_parallel_mesh", "exponential_decay",
+    "f1_score", "find_nonfinite", "find_nonfinite_in_epoch", "fit", "freeze",
+    "init_train_state", "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform",
+    "lecun_normal", "linear_squared_norms", "load", "load_checkpoint", "load_idx",
+    "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error", "observe",
+    "orthogonal", "per_example", "piecewise_constant", "predict", "progress", "r2_score",
+    "read_note", "remat", "remove_unfinished", "repeat", "replace_file", "replicate",
+    "run_epochs", "sample_disk", "save", "scale_gradient", "sgd", "shard_batch", "split",
+    "standard_normal", "standardize", "summary", "time_left", "top_k_accuracy", "trace",
+    "with_compute_dtype", "xavier_normal", "xavier_uniform", "zeros",
 ]

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from fnn._checks import check_array, check_integer, check_sizes, check_type
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import without_params
-from fnn.layers._windows import check_padding, output_sizes, pads_of, split_axis
+from fnn.layers._windows import (
+    check_padding,
+    check_places,
+    output_sizes,
+    pads_of,
+    split_axis,
+    spread,
+)
 
 # Along an axis, windows of up to this many places are reduced by a slice for each place. Larger
 # windows side by side are blocks of a reshaped x; larger windows that overlap are joined of halves.
@@ -84,7 +91,7 @@ def moving_pool(
             )
         return windows
 
-    return _pooling(name, num_axes, windows_in, pool, unpool)
+    return _pooling(name, (0,) * num_axes, windows_in, pool, unpool)
 
 
 def global_pool(kind, num_axes, pool, unpool) -> Layer:
@@ -94,17 +101,17 @@ def global_pool(kind, num_axes, pool, unpool) -> Layer:
 
     def windows_in(shape):
         axes = range(-1 - num_axes, -1)
-        if any(shape[axis] == 0 for axis in axes):
-            raise ValueError(f"{name}: expected x with places to pool, got {shape}")
         return [Windows(n, shape[n], shape[n], shape[n], 1, (0, 0), 1) for n in axes]
 
-    return _pooling(name, num_axes, windows_in, pool, unpool, keeps_axes=False)
+    return _pooling(name, (1,) * num_axes, windows_in, pool, unpool, keeps_axes=False)
 
 
-def _pooling(name, num_axes, windows_in, pool, unpool, keeps_axes=True):
-    """The layer (y, kept) = pool(x, windows) and dx = unpool(kept, dy, windows)."""
-    spatial = ("depth", "height", "width")[-num_axes:] if num_axes > 1 else ("length",)
-    spatial = ("n",) * (num_axes - 3) + spatial
+def _pooling(name, least, windows_in, pool, unpool, keeps_axes=True):
+    """The layer (y, kept) = pool(x, windows) and dx = unpool(kept, dy, windows).
+
+    x has at least the lengths `least` along its spatial axes.
+    """
+    num_axes = len(least)
 
     def y_shapes(shape, windows):
         """y's shape, and its shape with the axes that are pooled."""
@@ -113,7 +120,7 @@ def _pooling(name, num_axes, windows_in, pool, unpool, keeps_axes=True):
         return leading + counts * keeps_axes + channels, leading + counts + channels
 
     def forward(x, key):
-        x = check_array(name, "x", x, (..., *spatial, "channels"))
+        x = check_places(name, x, least)
         windows = windows_in(x.shape)
         y, kept = pool(x, windows)
         return y.astype(x.dtype).reshape(y_shapes(x.shape, windows)[0]), (kept, type_of(x))
@@ -141,19 +148,6 @@ def _reach_x(w):
     return all(
         first < min(start + w.extent, w.length) for start, first in zip(starts, firsts, strict=True)
     )
-
-
-def spread(
-    array: jax.Array, axis: int, start: int, length: int, stride: int = 1, fill: float = 0
-) -> jax.Array:
-    """The array with `stride` from place to place, the first at `start`, `length` in all.
-
-    `fill` is everywhere else. What would be outside of the length is cut off.
-    """
-    end = start + (array.shape[axis] - 1) * stride + 1
-    config = [(0, 0, 0)] * array.ndim
-    config[axis] = (start, length - end, stride - 1)
-    return jax.lax.pad(array, jnp.asarray(fill, array.dtype), config)
 
 
 def fit(x: jax.Array, windows: list[Windows], fill: float) -> jax.Array:
@@ -192,11 +186,11 @@ def reduce_windows(
         first, second = joined(half), joined(size - half)
         return join(cut(first, 0, size, stride), cut(second, half, size, stride), half)
 
-    if w.size > MANY_PLACES and (w.size, 1) == (w.stride, w.dilation):
+    if w.size <= MANY_PLACES:
+        result, *others = (cut(tree, number, w.size, w.stride) for number in range(w.size))
+        for number, other in enumerate(others, start=1):
+            result = join(result, other, number)
+        return result
+    if w.dilation == 1 and w.stride == w.size:
         return reduce_axis(jax.tree.map(lambda a: split_axis(a, w.axis, w.size), tree))
-    if w.size > MANY_PLACES:
-        return joined(w.size, w.stride)
-    places = [cut(tree, number, w.size, w.stride) for number in range(w.size)]
-    return functools.reduce(
-        lambda first, number: join(first, places[number], number), range(1, w.size), places[0]
-    )
+    return joined(w.size, w.stride)

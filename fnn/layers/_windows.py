@@ -3,10 +3,21 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from fnn._checks import check_integer
+from fnn._checks import check_array, check_integer
 
+NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 Pads = tuple[tuple[int, int], ...]  # for each spatial axis the places added (before, after) it
+
+
+def check_places(name: str, x: Any, least: tuple[int, ...]) -> jax.Array:
+    """Return x (..., spatial axes, channels) as a jax array, of at least these spatial lengths."""
+    num_axes = len(least)
+    x = check_array(name, "x", x, (..., *NAMES.get(num_axes, ("n",) * num_axes), "channels"))
+    if any(n < low for n, low in zip(x.shape[-1 - num_axes : -1], least, strict=True)):
+        raise ValueError(f"{name}: expected x of at least {least} places, got {x.shape}")
+    return x
 
 
 def check_padding(name: str, padding: Any, num_axes: int) -> str | Pads:
@@ -68,3 +79,16 @@ def merge_axis(blocks: jax.Array, axis: int) -> jax.Array:
     at = axis % (blocks.ndim - 1)
     n, size = blocks.shape[at : at + 2]
     return blocks.reshape(*blocks.shape[:at], n * size, *blocks.shape[at + 2 :])
+
+
+def spread(
+    array: jax.Array, axis: int, start: int, length: int, stride: int = 1, fill: Any = 0
+) -> jax.Array:
+    """The array with `stride` from place to place, the first at `start`, `length` in all.
+
+    `fill` is everywhere else. What would be outside of the length is cut off.
+    """
+    end = start + (array.shape[axis] - 1) * stride + 1
+    config = [(0, 0, 0)] * array.ndim
+    config[axis] = (start, length - end, stride - 1)
+    return jax.lax.pad(array, jnp.asarray(fill, array.dtype), config)

@@ -15,8 +15,8 @@ from fnn.layers._pools import (
     global_pool,
     moving_pool,
     reduce_windows,
-    spread,
 )
+from fnn.layers._windows import spread
 
 Sizes = int | tuple[int, ...]
 

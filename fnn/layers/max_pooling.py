@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from fnn._numerics import sum_of, upcast
 from fnn.layer import Layer
-from fnn.layers._pools import fit, global_pool, moving_pool, reduce_windows, spread
-from fnn.layers._windows import merge_axis
+from fnn.layers._pools import fit, global_pool, moving_pool, reduce_windows
+from fnn.layers._windows import merge_axis, spread
 
 # Backward has a term for each step by which windows reach beyond their stride, up to this many.
 MANY_TERMS = 64
@@ -139,11 +139,17 @@ def _reduce_axis(step, axis, pair):
 def _unpool(indices, dy, windows):
     """dx: the sum of dy over the windows whose largest is at this place."""
     indices = indices.astype(jnp.int32)
-    # x is seen in blocks of `stride` places. A window begins with a block, and has places in blocks
-    # that are so many further:
+    # Where stride and dilation have a common divisor, the windows have no places in between.
+    apart = [math.gcd(w.stride, w.dilation) for w in windows]
+    full, windows = windows, [
+        w._replace(stride=w.stride // gap, dilation=w.dilation // gap)
+        for w, gap in zip(windows, apart, strict=True)
+    ]
+    # The other places are seen in blocks of `stride` places. A window begins with a block, and has
+    # places in blocks that are so many further:
     reach = [sorted({w.dilation * n // w.stride for n in range(w.size)}) for w in windows]
     if math.prod(map(len, reach)) > MANY_TERMS:
-        return _scatter(indices, dy, windows)
+        return _scatter(indices, dy, full)
     axes = [2 * (w.axis + 1) for w in windows]  # of the places in a block
 
     def from_windows(distances):
@@ -167,8 +173,8 @@ def _unpool(indices, dy, windows):
     dx = sum_of([from_windows(distances) for distances in product(*reach)])
     for axis in axes:
         dx = merge_axis(dx, axis)
-    for w in windows:
-        dx = spread(dx, w.axis, -w.pads[0], w.length)
+    for w, gap in zip(windows, apart, strict=True):
+        dx = spread(dx, w.axis, -w.pads[0], w.length, gap)
     return dx
 
 
