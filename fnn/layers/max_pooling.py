@@ -14,7 +14,7 @@ from fnn.layers._pools import fit, global_pool, moving_pool, reduce_windows
 from fnn.layers._windows import merge_axis, spread
 
 # Backward has a term for each step by which windows reach beyond their stride, up to this many.
-MANY_TERMS = 64
+MANY_TERMS = 25
 
 Sizes = int | tuple[int, ...]
 
@@ -141,10 +141,13 @@ def _unpool(indices, dy, windows):
     indices = indices.astype(jnp.int32)
     # Where stride and dilation have a common divisor, the windows have no places in between.
     apart = [math.gcd(w.stride, w.dilation) for w in windows]
-    full, windows = windows, [
-        w._replace(stride=w.stride // gap, dilation=w.dilation // gap)
-        for w, gap in zip(windows, apart, strict=True)
-    ]
+    full, windows = (
+        windows,
+        [
+            w._replace(stride=w.stride // gap, dilation=w.dilation // gap)
+            for w, gap in zip(windows, apart, strict=True)
+        ],
+    )
     # The other places are seen in blocks of `stride` places. A window begins with a block, and has
     # places in blocks that are so many further:
     reach = [sorted({w.dilation * n // w.stride for n in range(w.size)}) for w in windows]
