@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import draw, numpy_array
+from cases import draw
 from test_costs import cost
 
 import fnn
@@ -95,7 +95,7 @@ def max_by_definition(x, axes):
     return jnp.take_along_axis(windows, place, -1)[..., 0]
 
 
-NUMBERS = range(15)
+NUMBERS = [0, 1, 2, 5, 7, 8, 10, 12, 13, 16]  # with large windows, side by side and overlapping
 
 
 @pytest.mark.parametrize("kind", ["MaxPool", "AvgPool"])
@@ -239,3 +239,112 @@ def test_images_without_channels_are_pooled_to_nothing(kind, size):
     layer, x = getattr(fnn, kind)(*size), jnp.ones((2, 20, 20, 0))
     y, residuals = run(layer, x)
     assert layer.backward((), residuals, y)[1].shape == x.shape
+
+
+def test_residuals_are_a_byte_for_each_window_or_nothing():
+    def kept(layer, shape=(10, 8, 8, 3)):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        residuals = jax.tree.leaves(jax.eval_shape(lambda x: run(layer, x)[1], x))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+
+    assert kept(fnn.MaxPool2d(2)) == 10 * 4 * 4 * 3
+    assert kept(fnn.MaxPool2d(8)) == kept(fnn.GlobalMaxPool()) == 10 * 3
+    assert kept(fnn.GlobalMaxPool(), (10, 17, 16, 3)) == 4 * 10 * 3
+    assert kept(fnn.AvgPool2d(2)) == kept(fnn.GlobalAvgPool()) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (fnn.MaxPool2d(2), (7, 3, 3, 1)),
+        (fnn.MaxPool2d((7, 1), 1), (7, 1, 6, 1)),
+        (fnn.AvgPool2d(3, 2), (7, 3, 2, 1)),
+        (fnn.MaxPool2d(2, ceil_mode=True), (7, 4, 3, 1)),
+        (fnn.MaxPool2d(3, 2, padding=1, ceil_mode=True), (7, 4, 4, 1)),
+        (fnn.AvgPool2d(2, 3, padding=((0, 1), (1, 0)), ceil_mode=True), (7, 3, 3, 1)),
+        (fnn.MaxPool2d(3, 2, padding="SAME", dilation=2), (7, 4, 3, 1)),
+        (fnn.AvgPool1d(4, 1, padding="SAME"), (7, 7, 6, 1)),
+        (fnn.MaxPool3d((5, 7, 6)), (1, 1, 1, 1)),
+        (fnn.GlobalAvgPool(), (7, 1)),
+        (fnn.GlobalMaxPool(3), (1,)),
+    ],
+)
+def test_shapes_follow_from_window_stride_padding_and_dilation(layer, shape):
+    x = jax.ShapeDtypeStruct((7, 7, 6, 1), jnp.float32)
+    y, _ = jax.eval_shape(lambda x: run(layer, x), x)
+    assert y.shape == shape
+
+
+def test_means_at_the_border_count_what_they_are_told():
+    x = jnp.array([[4.0], [8.0], [12.0]])
+    for options, expected in (
+        ({"padding": 1}, [4, 20 / 3]),  # ONNX's and PyTorch's default
+        ({"padding": 1, "count_include_pad": False}, [6, 10]),
+        ({"padding": "SAME", "count_include_pad": False}, [6, 10]),  # TensorFlow's
+        ({"padding": ((0, 2),)}, [8, 4]),
+        ({"padding": ((0, 1),), "ceil_mode": True}, [8, 6]),  # one place after the padding
+    ):
+        y, _ = run(fnn.AvgPool1d(3, 2, **options), x)
+        assert y.ravel().tolist() == pytest.approx(expected), options
+
+
+@pytest.mark.parametrize("window", [3, 9])
+def test_padding_is_never_the_largest(window):
+    """Not even of windows of -inf or NaN alone: dy arrives in x."""
+    layer = fnn.MaxPool1d(window, window // 2, padding=window // 2)
+    for value in (-jnp.inf, jnp.nan, -3e38):
+        x = jnp.full((window, 1), value)
+        y, residuals = run(layer, x)
+        assert jnp.array_equal(y, jnp.full_like(y, value), equal_nan=True)
+        dx = layer.backward((), residuals, jnp.ones_like(y))[1]
+        assert dx.sum() == y.size
+        assert dx[0] >= 1
+
+
+def test_global_pools_are_pools_of_one_window():
+    x, dy = draw(1, (2, 3, 4, 5)).round(), draw(2, (2, 5))
+    for layer, reduce in ((fnn.GlobalMaxPool(), jnp.max), (fnn.GlobalAvgPool(), jnp.mean)):
+        y, _ = run(layer, x)
+        assert jnp.allclose(y, reduce(x, (1, 2)), atol=1e-6)
+        one = getattr(fnn, layer.name[6:9] + "Pool2d")((3, 4))
+        expected = dx_of(one, x, dy.reshape(2, 1, 1, 5))
+        assert jnp.array_equal(dx_of(layer, x, dy), expected)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_messages_say_what_was_expected_and_what_came(wrap):
+    for layer, x, message in (
+        (fnn.MaxPool2d(3), (2, 5, 2), r"MaxPool2d.* no smaller than the window, got \(2, 5, 2\)"),
+        (fnn.MaxPool2d(3, dilation=3), (6, 7, 2), r"no smaller than the window, got \(6, 7, 2\)"),
+        (fnn.AvgPool2d(3), (5, 2), r"AvgPool2d.*: expected x of shape \(..., height, width, chan"),
+        (
+            fnn.AvgPool1d(3),
+            (2,),
+            r"AvgPool1d.*: expected x of shape \(..., length, channels\), got",
+        ),
+        (fnn.MaxPool1d(2, padding=2), (5, 2), r"each window to have a place in x.* \(\(2, 2\),\)"),
+        (fnn.MaxPool1d(2, dilation=2, padding=1), (1, 2), "each window to have a place in x"),
+        (fnn.AvgPool1d(2, padding=1), (0, 2), "each window to have a place in x"),
+        (fnn.GlobalAvgPool(), (0, 3, 2), r"GlobalAvgPool\(2\): expected x of at least \(1, 1\) pl"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrap(lambda x, layer=layer: run(layer, x))(jnp.ones(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fnn.MaxPool2d(0), "MaxPool2d: expected window to be an integer >= 1, got 0"),
+        (lambda: fnn.AvgPool2d(2, (1, 0)), "AvgPool2d: expected stride to be an integer >= 1"),
+        (lambda: fnn.MaxPool1d((2, 2)), "MaxPool1d: expected window to be an integer or 1, got"),
+        (lambda: fnn.MaxPool2d(2, dilation=0), "MaxPool2d: expected dilation to be an integer >="),
+        (lambda: fnn.MaxPool3d(2, padding=(1, 1)), "MaxPool3d: expected padding 'VALID', 'SAME'"),
+        (lambda: fnn.AvgPool2d(2, padding=-1), "AvgPool2d: expected padding to be an integer >= 0"),
+        (lambda: fnn.MaxPool2d(2, ceil_mode=1), "MaxPool2d: expected ceil_mode to be True or"),
+        (lambda: fnn.AvgPool2d(2, count_include_pad=None), "AvgPool2d: expected count_include_pad"),
+        (lambda: fnn.GlobalMaxPool(0), "GlobalMaxPool: expected num_axes to be an integer >= 1"),
+    ],
+)
+def test_constructors_refuse_what_makes_no_sense(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

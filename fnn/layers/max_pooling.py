@@ -139,50 +139,48 @@ def _reduce_axis(step, axis, pair):
 def _unpool(indices, dy, windows):
     """dx: the sum of dy over the windows whose largest is at this place."""
     indices = indices.astype(jnp.int32)
-    # Where stride and dilation have a common divisor, the windows have no places in between.
-    apart = [math.gcd(w.stride, w.dilation) for w in windows]
-    full, windows = (
-        windows,
-        [
-            w._replace(stride=w.stride // gap, dilation=w.dilation // gap)
-            for w, gap in zip(windows, apart, strict=True)
-        ],
-    )
-    # The other places are seen in blocks of `stride` places. A window begins with a block, and has
-    # places in blocks that are so many further:
-    reach = [sorted({w.dilation * n // w.stride for n in range(w.size)}) for w in windows]
+    # Where stride and dilation have a common divisor, no window has the places in between.
+    gaps = [math.gcd(w.stride, w.dilation) for w in windows]
+    dense = [
+        w._replace(stride=w.stride // gap, dilation=w.dilation // gap)
+        for w, gap in zip(windows, gaps, strict=True)
+    ]
+    # The others form blocks of `stride` places. A window begins with a block, and has places in the
+    # blocks that are so many further:
+    reach = [sorted({n * w.dilation // w.stride for n in range(w.size)}) for w in dense]
     if math.prod(map(len, reach)) > MANY_TERMS:
-        return _scatter(indices, dy, full)
+        return _scatter(indices, dy, windows)
+    num_places = math.prod(w.size for w in windows)
     axes = [2 * (w.axis + 1) for w in windows]  # of the places in a block
 
     def from_windows(distances):
-        """The part that comes from the windows which begin so many blocks before each block."""
-        found, part, here, step = indices, dy, 0, 1
-        for w, blocks, axis, distance in reversed(
-            list(zip(windows, reach, axes, distances, strict=True))
+        """The part of the windows which begin so many blocks before each block."""
+        index, part, here, step = indices, dy, 0, 1
+        for w, axis, blocks, distance in reversed(
+            [*zip(dense, axes, reach, distances, strict=True)]
         ):
             length = w.count + blocks[-1]
-            found, part = (spread(array, w.axis, distance, length) for array in (found, part))
-            offset = distance * w.stride + jnp.arange(w.stride, dtype=jnp.int32)
-            number, rest = jnp.divmod(offset, w.dilation)
-            is_place = (rest == 0) & (number < w.size)
+            index, part = (spread(array, w.axis, distance, length) for array in (index, part))
+            offsets = distance * w.stride + jnp.arange(w.stride, dtype=jnp.int32)
+            number, rest = jnp.divmod(offsets, w.dilation)
+            is_in_window = (rest == 0) & (number < w.size)
             shape = [1] * (dy.ndim + len(windows))
             shape[axis] = w.stride
-            here += jnp.where(is_place, number * step, -(2**30)).reshape(shape)
+            here += jnp.where(is_in_window, number * step, -num_places).reshape(shape)
             step *= w.size
-        found, part = (jnp.expand_dims(array, axes) for array in (found, part))
-        return jnp.where(found == here, part, 0)
+        index, part = (jnp.expand_dims(array, axes) for array in (index, part))
+        return jnp.where(index == here, part, 0)
 
     dx = sum_of([from_windows(distances) for distances in product(*reach)])
     for axis in axes:
         dx = merge_axis(dx, axis)
-    for w, gap in zip(windows, apart, strict=True):
+    for w, gap in zip(windows, gaps, strict=True):
         dx = spread(dx, w.axis, -w.pads[0], w.length, gap)
     return dx
 
 
 def _scatter(indices, dy, windows):
-    """The same where many windows overlap; an example and a channel at a time."""
+    """dx where many windows overlap: an example and a channel at a time."""
     place, step = 0, 1  # place counts through the places of x
     for w in reversed(windows):
         indices, number = jnp.divmod(indices, w.size)

@@ -1,7 +1,5 @@
 """Signals, images and volumes made larger: up-sampling and padding."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from fnn._checks import check_array, check_choice, check_number, check_sizes
@@ -35,7 +33,8 @@ def Upsample(scale: int | tuple[int, ...], method: str = "nearest") -> Layer:
         ValueError: a scale is not a positive integer; method is unknown; x or dy have another shape
             or are not floating.
     """
-    scales = check_sizes("Upsample", "scale", scale, _num_axes(scale), 1)
+    scales = _for_each_axis("Upsample", "scale", scale)
+    scales = check_sizes("Upsample", "scale", scales, len(scales), 1)
     check_choice("Upsample", "method", method, ("nearest", "linear"))
     name, axes = f"Upsample({scales}, {method!r})", range(-1 - len(scales), -1)
 
@@ -116,7 +115,7 @@ def Pad(
             has too few places for the mode, where "reflect" takes widths below x's length; x or dy
             have another shape or are not floating.
     """
-    each = widths if isinstance(widths, tuple | list) else (widths,) * _num_axes(widths)
+    each = _for_each_axis("Pad", "widths", widths)
     pairs = tuple(check_sizes("Pad", "widths", width, 2, 0) for width in each)
     check_choice("Pad", "mode", mode, ("constant", "reflect", "edge"))
     check_number("Pad", "value", value)
@@ -171,8 +170,12 @@ def _crop(dy, axis, pair, mode):
     return dx
 
 
-def _num_axes(sizes: Any) -> int:
-    return len(sizes) if isinstance(sizes, tuple | list) else 2
+def _for_each_axis(kind, what, sizes):
+    """A tuple of what is given for each spatial axis; a single one stands for two axes."""
+    sizes = tuple(sizes) if isinstance(sizes, tuple | list) else (sizes, sizes)
+    if not sizes:
+        raise ValueError(f"{kind}: expected {what} for one or more axes, got {sizes}")
+    return sizes
 
 
 def _resizing(name, least, lengths_of_y, forward, backward):
