@@ -13,8 +13,9 @@ from fnn.layer import Layer
 from fnn.layers._pools import fit, global_pool, moving_pool, reduce_windows
 from fnn.layers._windows import merge_axis, spread
 
-# Backward has a term for each step by which windows reach beyond their stride, up to this many.
-MANY_TERMS = 25
+# Backward adds up to this many terms, one for each of the windows side by side that reach a place.
+# For more windows a scatter is faster.
+MANY_TERMS = 16
 
 Sizes = int | tuple[int, ...]
 

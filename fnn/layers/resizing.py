@@ -13,10 +13,10 @@ def Upsample(scale: int | tuple[int, ...], method: str = "nearest") -> Layer:
     """y has s places for each place of x along an axis, where s is the scale.
 
     "nearest": y[s i + k] = x[i].
-    "linear": the places of y lie side by side, and s of them cover one place of x. The value at
-    the centre of a place of y is interpolated between the two nearest centres of places of x.
-    Beyond its ends x goes on with its first and last value. One axis is interpolated after the
-    other: two axes are "bilinear", three "trilinear".
+    "linear": y[s i + k] = (1 - |c|) x[i] + |c| x[i + 1], with c = (k + 1/2) / s - 1/2. This is the
+    distance from the centre of x[i] to that of the place of y. Where c is below 0, x[i - 1] takes
+    the place of x[i + 1]. Beyond its ends x goes on with its first and last value. One axis is
+    interpolated after the other: two axes are "bilinear", three "trilinear".
 
     Backward: dx[i] is the sum of dy, each times the weight that x[i] has in that place of y.
     Residuals: none.
@@ -30,8 +30,8 @@ def Upsample(scale: int | tuple[int, ...], method: str = "nearest") -> Layer:
         method: "nearest" or "linear".
 
     Raises:
-        ValueError: a scale is not a positive integer; method is unknown; x or dy have another shape
-            or are not floating.
+        ValueError: a scale is not a positive integer; method is unknown; x has an empty spatial
+            axis and method is "linear"; x or dy have another shape or are not floating.
     """
     scales = _for_each_axis("Upsample", "scale", scale)
     scales = check_sizes("Upsample", "scale", scales, len(scales), 1)
