@@ -23,17 +23,19 @@ from fnn.initializers import (
 from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
 from fnn.layers.attention import Attention, PositionalEmbedding
+from fnn.layers.average_pooling import AvgPool1d, AvgPool2d, AvgPool3d, GlobalAvgPool
 from fnn.layers.convolution import Conv2d
 from fnn.layers.dropout import Dropout, StochasticDepth
 from fnn.layers.flatten import Flatten
 from fnn.layers.gates import GELU, GLU, Hardswish, Mish, SiLU
 from fnn.layers.linear import Embedding, Linear
+from fnn.layers.max_pooling import GlobalMaxPool, MaxPool1d, MaxPool2d, MaxPool3d
 from fnn.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from fnn.layers.piecewise import (
     CELU, ELU, SELU, Hardsigmoid, Hardtanh, LeakyReLU, Maxout, PReLU, ReLU, ReLU6, Threshold,
 )
-from fnn.layers.pooling import AvgPool2d, MaxPool2d
 from fnn.layers.recurrent import GRU, LSTM, RNN, LastStep
+from fnn.layers.resizing import Pad, Upsample
 from fnn.layers.smooth import LogSigmoid, Sigmoid, Softplus, Softsign, Tanh
 from fnn.layers.softmax import LogSoftmax, Softmax
 from fnn.loop import (
@@ -70,25 +72,27 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "Attention", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss", "BatchNorm", "CELU", "Conv2d",
-    "CosineDistanceLoss", "CrossEntropyLoss", "Dropout", "ELU", "Embedding", "Epoch", "Fit",
-    "Flatten", "GELU", "GLU", "GRU", "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh",
-    "HuberLoss", "Identity", "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "LSTM",
-    "LastStep", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss",
-    "MSELoss", "MaxPool2d", "Maxout", "Mish", "MultiHeadAttention", "NLLLoss", "NotFiniteError",
-    "Optimizer", "PReLU", "Parallel", "PositionalEmbedding", "RMSNorm", "RNN", "ReLU", "ReLU6",
-    "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus",
-    "Softsign", "Standardize", "StochasticDepth", "Tanh", "Threshold", "TrainState",
-    "accumulate_gradients", "accuracy", "adagrad", "adam", "as_jax_function", "calibrate",
-    "check_layer", "check_loss", "clip_by_global_norm", "clip_gradient", "confusion_matrix",
-    "constant", "cosine_decay", "count_params", "data_parallel_mesh", "exponential_decay",
-    "f1_score", "find_nonfinite", "find_nonfinite_in_epoch", "fit", "freeze",
-    "init_train_state", "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform",
-    "lecun_normal", "linear_decay", "linear_squared_norms", "lion", "load", "load_checkpoint",
-    "load_idx", "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error",
-    "observe", "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant",
-    "predict", "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat",
-    "replace_file", "replicate", "reverse_time", "rmsprop", "run_epochs", "sample_disk", "save",
+    "Attention", "AvgPool1d", "AvgPool2d", "AvgPool3d", "BCELoss", "BCEWithLogitsLoss",
+    "BatchNorm", "CELU", "Conv2d", "CosineDistanceLoss", "CrossEntropyLoss", "Dropout", "ELU",
+    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GLU", "GRU", "GlobalAvgPool",
+    "GlobalMaxPool", "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss",
+    "Identity", "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "LSTM", "LastStep",
+    "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss",
+    "MaxPool1d", "MaxPool2d", "MaxPool3d", "Maxout", "Mish", "MultiHeadAttention", "NLLLoss",
+    "NotFiniteError", "Optimizer", "PReLU", "Pad", "Parallel", "PositionalEmbedding", "RMSNorm",
+    "RNN", "ReLU", "ReLU6", "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss",
+    "Softmax", "Softplus", "Softsign", "Standardize", "StochasticDepth", "Tanh", "Threshold",
+    "TrainState", "Upsample", "accumulate_gradients", "accuracy", "adagrad", "adam",
+    "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
+    "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
+    "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
+    "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
+    "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_decay",
+    "linear_squared_norms", "lion", "load", "load_checkpoint", "load_idx", "loss_and_grads",
+    "make_train_epoch", "make_train_step", "mean_absolute_error", "observe", "one_cycle",
+    "only", "orthogonal", "per_example", "piecewise_constant", "predict", "progress",
+    "r2_score", "read_note", "remat", "remove_unfinished", "repeat", "replace_file",
+    "replicate", "reverse_time", "rmsprop", "run_epochs", "sample_disk", "save",
     "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
     "summary", "time_left", "top_k_accuracy", "trace", "warmup", "with_compute_dtype",
     "with_l2", "with_moving_average", "xavier_normal", "xavier_uniform", "zeros",
