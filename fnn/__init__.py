@@ -24,7 +24,9 @@ from fnn.layer import Layer
 from fnn.layers.activations import (
     ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
 )
-from fnn.layers.convolution import Conv2d
+from fnn.layers.convolution import (
+    Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
+)
 from fnn.layers.dropout import Dropout
 from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
@@ -54,11 +56,12 @@ from fnn.transforms import (
 )
 
 __all__ = [
-    "AvgPool2d", "BCEWithLogitsLoss", "Conv2d", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted",
-    "L1Loss", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss",
-    "MaxPool2d", "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual",
-    "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
+    "AvgPool2d", "BCEWithLogitsLoss", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
+    "ConvTranspose2d", "ConvTranspose3d", "CrossEntropyLoss", "Dropout", "ELU", "Embedding",
+    "Epoch", "Fit", "Flatten", "GELU", "HuberLoss", "Identity", "Interrupted", "L1Loss",
+    "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "Loss", "MSELoss", "MaxPool2d",
+    "NotFiniteError", "Optimizer", "Parallel", "RMSNorm", "ReLU", "Residual", "Sequential",
+    "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh", "TrainState",
     "accumulate_gradients", "accuracy", "adam", "as_jax_function", "check_layer", "check_loss",
     "clip_by_global_norm", "clip_gradient", "confusion_matrix", "constant", "cosine_decay",
     "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",

@@ -1,134 +1,238 @@
-"""Convolution of images (..., height, width, channels)."""
+"""Convolutions and transposed convolutions over one, two or three spatial axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_integer, check_sizes
-from fnn._numerics import accumulation_dtype, broadcast_last_axis, sharding_of, upcast
 from fnn.initializers import xavier_uniform, zeros
 from fnn.layer import Layer
-from fnn.layers._frame import with_params
-from fnn.layers._windows import check_padding, output_sizes, pads_of
+from fnn.layers._convolve import convolution
+
+Sizes = int | Sequence[int]  # one for all spatial axes, or one for each
+Initializer = Callable[..., jax.Array]
+
+
+def Conv1d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    padding: str | int | Sequence[Any] = "VALID",
+    dilation: Sizes = 1,
+    groups: int = 1,
+    bias: bool = True,
+    weight_init: Initializer = xavier_uniform,
+    bias_init: Initializer = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y[i, o] = b[o] + sum over k, c of x[s i + d k - p, c] W[k, c, o]: Conv2d along one axis.
+
+    Shapes: x (..., length, in_channels), y (..., out_length, out_channels); params
+    {"W": (kernel length, in_channels / groups, out_channels), "b": (out_channels,)}.
+
+    Arguments, backward, residuals and errors are those of Conv2d.
+    """
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    init = (bias, weight_init, bias_init, dtype)
+    return convolution("Conv1d", 1, in_channels, out_channels, kernel_size, options, *init)
 
 
 def Conv2d(
     in_channels: int,
     out_channels: int,
-    kernel_size: int | tuple[int, int],
+    kernel_size: Sizes,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: str | int | tuple[int, int] = "VALID",
+    stride: Sizes = 1,
+    padding: str | int | Sequence[Any] = "VALID",
+    dilation: Sizes = 1,
+    groups: int = 1,
     bias: bool = True,
-    weight_init: Callable[..., jax.Array] = xavier_uniform,
-    bias_init: Callable[..., jax.Array] = zeros,
+    weight_init: Initializer = xavier_uniform,
+    bias_init: Initializer = zeros,
     dtype: Any = jnp.float32,
 ) -> Layer:
-    """y[i, j, o] = b[o] + sum over k, l, c of x[s i + k - p, t j + l - q, c] W[k, l, c, o].
+    """y[i, j, o] = b[o] + sum over k, l, c of x[s i + d k - p, t j + e l - q, c] W[k, l, c, o].
 
-    s, t are the strides, and p, q the numbers of zero rows and columns before x. Padding "VALID"
-    adds none. An int or a pair adds that many before and after x. "SAME" adds as many as make y
-    ceil(height / s) by ceil(width / t); of an odd number the extra one comes after x.
+    s, t are the strides, d, e the dilations, and p, q the numbers of zero rows and columns before
+    x. With groups, output o sees the channels c of its own group alone.
 
     Backward:
-        dW[k, l, c, o] = sum of x[s i + k - p, t j + l - q, c] dy[i, j, o] over examples and i, j.
-        This is a convolution of x with dy.
+        dW[k, l, c, o] = sum of x[s i + d k - p, t j + e l - q, c] dy[i, j, o] over examples and
+        i, j. This is a convolution of x with dy.
         db = sum of dy.
         dx is the convolution of dy, spread out by the strides, with W turned by 180 degrees.
-    Residuals: x.
+    Residuals: x, because dW needs it.
 
     Shapes: x (..., height, width, in_channels), y (..., out_height, out_width, out_channels) with
-    out_height = floor((height + zero rows - kernel height) / s) + 1; params
-    {"W": (kernel height, kernel width, in_channels, out_channels), "b": (out_channels,)}, without
-    "b" if `bias` is False.
+    out_height = floor((height + zero rows - d (kernel height - 1) - 1) / s) + 1; params {"W":
+    (kernel height, kernel width, in_channels / groups, out_channels), "b": (out_channels,)},
+    without "b" if `bias` is False.
 
     Args:
+        stride, dilation: an int, or one for each spatial axis.
+        padding: "VALID" adds no zeros. An int adds that many before and after x along each axis. A
+            sequence has for each axis an int or a pair (before, after). "SAME" adds as many as make
+            y ceil(height / s) by ceil(width / t), as XLA does; of an odd number the extra one comes
+            after x. PyTorch refuses "same" with a stride above 1, and its default is 0.
+        groups: the channels are split into as many groups of neighbours. With groups equal to
+            in_channels and out_channels, each channel has a kernel of its own (depthwise).
         weight_init, bias_init: functions (key, shape, dtype) -> array, such as fnn.kaiming_normal
-            or jax.nn.initializers.he_normal().
+            or jax.nn.initializers.he_normal(). fan_in is that of W's shape: in_channels / groups
+            times the kernel's places. PyTorch's default is another.
         dtype: the dtype of the parameters.
 
     Raises:
-        ValueError: a size is not a positive integer; padding is not one of the above; x is smaller
-            than the kernel; x, dy, params or residuals have another shape or are not floating.
+        ValueError: a size is not a positive integer; padding is not one of the above; the channels
+            are not multiples of groups; x is smaller than the kernel; x, dy, params or residuals
+            have another shape or are not floating.
     """
-    in_channels = check_integer("Conv2d", "in_channels", in_channels, 1)
-    out_channels = check_integer("Conv2d", "out_channels", out_channels, 1)
-    kernel = check_sizes("Conv2d", "kernel_size", kernel_size, 2, 1)
-    strides = check_sizes("Conv2d", "stride", stride, 2, 1)
-    padding = check_padding("Conv2d", padding, 2)
-    name = f"Conv2d({in_channels}, {out_channels}, {kernel})"
-    params = {"W": ((*kernel, in_channels, out_channels), weight_init)}
-    if bias:
-        params["b"] = ((out_channels,), bias_init)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    init = (bias, weight_init, bias_init, dtype)
+    return convolution("Conv2d", 2, in_channels, out_channels, kernel_size, options, *init)
 
-    def pads_and_size(x):
-        """The numbers of zeros (before, after) each spatial axis, and y's size along it."""
-        size = x.shape[-3:-1]
-        if 0 in size:
-            raise ValueError(f"{name}: expected x with rows and columns, got {x.shape}")
-        pads = pads_of(padding, size, kernel, strides)
-        out = output_sizes(size, pads, kernel, strides)
-        if min(out) < 1:
-            raise ValueError(f"{name}: expected x no smaller than the kernel, got {x.shape}")
-        return pads, out
 
-    def convolve(a, b, **settings):
-        """a (n, height, width, c) with b (height, width, c, o).
+def Conv3d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    padding: str | int | Sequence[Any] = "VALID",
+    dilation: Sizes = 1,
+    groups: int = 1,
+    bias: bool = True,
+    weight_init: Initializer = xavier_uniform,
+    bias_init: Initializer = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """Conv2d with a third axis: x (..., depth, height, width, in_channels).
 
-        Callers transpose other axis orders into this one. In the body of a scan, XLA's CPU compiler
-        does not do it, and the convolution is then up to 30 times slower.
-        """
-        return jax.lax.conv_general_dilated(
-            a,
-            b,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=accumulation_dtype(a.dtype),
-            **settings,
-        )
+    Shapes: y (..., out_depth, out_height, out_width, out_channels); params {"W": (kernel depth,
+    height, width, in_channels / groups, out_channels), "b": (out_channels,)}.
 
-    def forward(params, x, key=None):
-        x = check_array(name, "x", x, (..., "height", "width", in_channels))
-        pads, out = pads_and_size(x)
-        images = x.reshape(-1, *x.shape[-3:])
-        W = params["W"].astype(x.dtype)
-        y = convolve(images, W, window_strides=strides, padding=pads)
-        if bias:
-            y = y + broadcast_last_axis(params["b"], y)
-        return y.astype(x.dtype).reshape(*x.shape[:-3], *out, out_channels), x
+    Arguments, backward, residuals and errors are those of Conv2d.
+    """
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    init = (bias, weight_init, bias_init, dtype)
+    return convolution("Conv3d", 3, in_channels, out_channels, kernel_size, options, *init)
 
-    def backward(params, x, dy):
-        x = check_array(name, "residuals", x, (..., "height", "width", in_channels))
-        pads, out = pads_and_size(x)
-        dy = check_array(name, "dy", dy, (*x.shape[:-3], *out, out_channels), x.dtype)
-        images, dys = (array.reshape(-1, *array.shape[-3:]) for array in (x, dy))
-        # Lengths along an axis: n of x, p of the zeros before x, k of W, and m of dy with the
-        # stride's zeros between its places.
-        # A convolution of a with b has len(a) + zeros - len(b) + 1 values. So k values of dW need
-        # k + m - 1 - (n + p) zeros after x. And n values of dx need k - 1 - p zeros before dy and
-        # n + p - m after it. A negative number crops.
-        before = [pad[0] for pad in pads]
-        spread = [(size - 1) * stride + 1 for size, stride in zip(out, strides, strict=True)]
-        axes = list(zip(x.shape[-3:-1], spread, kernel, before, strict=True))
-        dW = convolve(
-            images.transpose(3, 1, 2, 0),
-            dys.transpose(1, 2, 0, 3),
-            window_strides=(1, 1),
-            padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],
-            rhs_dilation=strides,
-            out_sharding=sharding_of(params["W"]),
-        )
-        dx = convolve(
-            dys,
-            params["W"].astype(x.dtype)[::-1, ::-1].swapaxes(2, 3),
-            window_strides=(1, 1),
-            padding=[(k - 1 - p, (n + p) - m) for n, m, k, p in axes],
-            lhs_dilation=strides,
-        )
-        grads = {"W": dW.transpose(1, 2, 0, 3)}
-        if bias:
-            grads["b"] = jnp.sum(upcast(dys), axis=(0, 1, 2))
-        return grads, dx.astype(x.dtype).reshape(x.shape)
 
-    return with_params(name, params, dtype, forward, backward)
+def ConvTranspose1d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    padding: int | Sequence[Any] = 0,
+    output_padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    bias: bool = True,
+    weight_init: Initializer = xavier_uniform,
+    bias_init: Initializer = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """ConvTranspose2d along one axis: x (..., length, in_channels).
+
+    Shapes: y (..., out_length, out_channels); params {"W": (kernel length, in_channels,
+    out_channels / groups), "b": (out_channels,)}.
+
+    Arguments, backward, residuals and errors are those of ConvTranspose2d.
+    """
+    options = {"stride": stride, "padding": padding, "output_padding": output_padding}
+    options |= {"dilation": dilation, "groups": groups}
+    init = (bias, weight_init, bias_init, dtype)
+    return convolution("ConvTranspose1d", 1, in_channels, out_channels, kernel_size, options, *init)
+
+
+def ConvTranspose2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    padding: int | Sequence[Any] = 0,
+    output_padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    bias: bool = True,
+    weight_init: Initializer = xavier_uniform,
+    bias_init: Initializer = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """y[u, v, o] = b[o] + sum of x[i, j, c] W[k, l, c, o] where u = s i + d k - p, v = t j + e l - q.
+
+    Each number of x adds the kernel, times itself, to y; neighbours are s and t apart. The sum runs
+    over all i, j, k, l that meet u and v, and over c. It is the dx of Conv2d, whose stride makes an
+    image smaller, so here it grows: with kernel_size=4, stride=2, padding=1 it doubles.
+
+    Backward: dx is Conv2d's y: dx[i, j, c] = sum over k, l, o of dy[u, v, o] W[k, l, c, o].
+    dW[k, l, c, o] = sum of x[i, j, c] dy[u, v, o] over examples and i, j. db = sum of dy.
+    Residuals: x, because dW needs it.
+
+    Shapes: x (..., height, width, in_channels), y (..., out_height, out_width, out_channels) with
+    out_height = s (height - 1) + d (kernel height - 1) + 1 + output_padding - padded rows; params
+    {"W": (kernel height, kernel width, in_channels, out_channels / groups),
+    "b": (out_channels,)}, without "b" if `bias` is False.
+
+    Args:
+        stride, dilation, groups, dtype: as for Conv2d.
+        padding: how many rows and columns of y are left out: an int for both ends of each axis, or
+            for each axis an int or a pair (before, after). padding=p undoes Conv2d's padding=p.
+        output_padding: how many rows and columns y has more at the end. With a stride, Conv2d makes
+            the same size of several; this chooses one. An int, or one for each spatial axis.
+        weight_init, bias_init: as for Conv2d. weight_init is called with Conv2d's shape (kernel...,
+            in_channels / groups, out_channels), so fan_in counts what one output sees at stride 1.
+
+    Raises:
+        ValueError: as for Conv2d; output_padding is not below the stride or the dilation; nothing
+            of y is left.
+
+    A network that removes noise, from pairs of noisy images of which none is clean:
+
+        keys = jax.random.split(jax.random.key(0), 4)
+        clean = 1.0 * jax.random.bernoulli(keys[0], 0.5, (64, 4, 4, 1)).repeat(4, 1).repeat(4, 2)
+        noisy, other = (clean + 0.5 * jax.random.normal(key, clean.shape) for key in keys[1:3])
+        model = fnn.Sequential(
+            fnn.Conv2d(1, 16, 4, stride=2, padding=1), fnn.ReLU(),
+            fnn.ConvTranspose2d(16, 1, 4, stride=2, padding=1), fnn.Sigmoid())
+        optimizer = fnn.sgd(1.0, momentum=0.9)
+        state = fnn.init_train_state(model, optimizer, keys[3])
+        epoch = fnn.make_train_epoch(model, fnn.MSELoss(), optimizer, batch_size=8)
+        losses = [None] * 20
+    """
+    options = {"stride": stride, "padding": padding, "output_padding": output_padding}
+    options |= {"dilation": dilation, "groups": groups}
+    init = (bias, weight_init, bias_init, dtype)
+    return convolution("ConvTranspose2d", 2, in_channels, out_channels, kernel_size, options, *init)
+
+
+def ConvTranspose3d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    padding: int | Sequence[Any] = 0,
+    output_padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    bias: bool = True,
+    weight_init: Initializer = xavier_uniform,
+    bias_init: Initializer = zeros,
+    dtype: Any = jnp.float32,
+) -> Layer:
+    """ConvTranspose2d with a third axis: x (..., depth, height, width, in_channels).
+
+    Shapes: y (..., out_depth, out_height, out_width, out_channels); params {"W": (kernel depth,
+    height, width, in_channels, out_channels / groups), "b": (out_channels,)}.
+
+    Arguments, backward, residuals and errors are those of ConvTranspose2d.
+    """
+    options = {"stride": stride, "padding": padding, "output_padding": output_padding}
+    options |= {"dilation": dilation, "groups": groups}
+    init = (bias, weight_init, bias_init, dtype)
+    return convolution("ConvTranspose3d", 3, in_channels, out_channels, kernel_size, options, *init)
