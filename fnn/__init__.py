@@ -24,14 +24,13 @@ from fnn.layer import Layer
 from fnn.layers.activations import (
     ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh,
 )
-from fnn.layers.convolution import (
-    Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
-)
+from fnn.layers.convolution import Conv1d, Conv2d, Conv3d
 from fnn.layers.dropout import Dropout
 from fnn.layers.flatten import Flatten
 from fnn.layers.linear import Embedding, Linear
 from fnn.layers.normalization import LayerNorm, RMSNorm
 from fnn.layers.pooling import AvgPool2d, MaxPool2d
+from fnn.layers.transposed_convolution import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,

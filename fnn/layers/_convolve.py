@@ -1,4 +1,4 @@
-"""The forward and backward pass of all convolutions, and the three linear maps they are made of.
+"""The three linear maps that convolutions and transposed convolutions are made of.
 
 A convolution joins x, a kernel W and dy in one sum:
 
@@ -17,7 +17,6 @@ Shapes in the maps: x (n, spatial..., in), W (kernel..., in / groups, out), y an
 """
 
 import math
-import operator
 from itertools import product
 from typing import NamedTuple
 
@@ -25,121 +24,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fnn._checks import check_array, check_integer, check_sizes
-from fnn._numerics import accumulation_dtype, broadcast_last_axis, sharding_of, upcast
-from fnn.layer import Layer
-from fnn.layers._frame import with_params
-from fnn.layers._windows import Pads, check_padding, output_sizes, pads_of
+from fnn._numerics import accumulation_dtype, upcast
+from fnn.layers._windows import Pads
 
-# A kernel of up to this many places is handled by a slice for each place, where groups make XLA's
-# own convolution slow. The program grows with the places.
+# With groups, XLA's own convolutions are slow on a CPU: up to twenty times as slow as a product for
+# each place of the kernel. Such a program grows with the places, so larger kernels are left to XLA.
 MANY_PLACES = 64
 
-# The values of options that are not in a layer's name, because they are the usual ones.
-USUAL = {
-    "stride": (1,),
-    "padding": ("VALID", 0),
-    "output_padding": (0,),
-    "dilation": (1,),
-    "groups": (1,),
-}
-
-
-def convolution(
-    kind, num_axes, in_channels, out_channels, kernel, options, bias, weight_init, bias_init, dtype
-) -> Layer:
-    """The layer of that kind. A transposed convolution has output_padding among its options."""
-    transposed = "output_padding" in options
-    in_channels = check_integer(kind, "in_channels", in_channels, 1)
-    out_channels = check_integer(kind, "out_channels", out_channels, 1)
-    kernel = check_sizes(kind, "kernel_size", kernel, num_axes, 1)
-    strides = check_sizes(kind, "stride", options["stride"], num_axes, 1)
-    words = () if transposed else ("VALID", "SAME")
-    padding = check_padding(kind, options["padding"], num_axes, words)
-    more = check_sizes(kind, "output_padding", options.get("output_padding", 0), num_axes, 0)
-    dilations = check_sizes(kind, "dilation", options["dilation"], num_axes, 1)
-    groups = check_integer(kind, "groups", options["groups"], 1)
-    for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if channels % groups:
-            expected = f"expected {what} to be a multiple of groups={groups}"
-            raise ValueError(f"{kind}: {expected}, got {channels}")
-    if any(map(operator.ge, more, map(max, strides, dilations))):
-        expected = "expected output_padding below the larger of stride and dilation"
-        raise ValueError(f"{kind}: {expected}, got {options['output_padding']}")
-    chosen = [f", {what}={value!r}" for what, value in options.items() if value not in USUAL[what]]
-    name = f"{kind}({in_channels}, {out_channels}, {kernel}{''.join(chosen)})"
-    spatial, window = ("depth", "height", "width")[3 - num_axes :], extents(kernel, dilations)
-    axes = spatial if num_axes > 1 else ("length",)
-
-    def init_W(key, shape, dtype):
-        W = weight_init(key, (*kernel, in_channels // groups, out_channels), dtype)
-        return swap_channels(W, groups).swapaxes(-1, -2) if transposed else W
-
-    shape = (
-        (in_channels, out_channels // groups)
-        if transposed
-        else (in_channels // groups, out_channels)
-    )
-    params = {"W": ((*kernel, *shape), init_W)}
-    if bias:
-        params["b"] = ((out_channels,), bias_init)
-
-    def steps_and_sizes(x):
-        """The steps of the convolution, and y's sizes along the spatial axes."""
-        sizes = x.shape[-num_axes - 1 : -1]
-        if 0 in sizes:
-            raise ValueError(f"{name}: expected x of {' and '.join(axes)} above 0, got {x.shape}")
-        if transposed:
-            # The zeros of a convolution whose x is this y: the last output_padding are left out.
-            pads = tuple(
-                (before, after - m) for (before, after), m in zip(padding, more, strict=True)
-            )
-            lengths = zip(extents(sizes, strides), window, pads, strict=True)
-            out = tuple(n + k - 1 - sum(pad) for n, k, pad in lengths)
-            expected = "large enough for a y without empty axes"
-        else:
-            pads = pads_of(padding, sizes, window, strides)
-            out = output_sizes(sizes, pads, window, strides)
-            expected = "no smaller than the kernel"
-        if min(out) < 1:
-            raise ValueError(f"{name}: expected x {expected}, got {x.shape}")
-        return Steps(strides, dilations, pads, groups), out
-
-    def forward(params, x, key=None):
-        x = check_array(name, "x", x, (..., *axes, in_channels))
-        steps, out = steps_and_sizes(x)
-        images, W = as_batch(x), params["W"].astype(x.dtype)
-        if transposed:
-            y = convolve_transposed(images, W.swapaxes(-1, -2), steps, out)
-        else:
-            y = convolve(images, W, steps)
-        if bias:
-            y = y + broadcast_last_axis(params["b"], y)
-        return y.astype(x.dtype).reshape(*x.shape[: -num_axes - 1], *y.shape[1:]), x
-
-    def backward(params, x, dy):
-        x = check_array(name, "residuals", x, (..., *axes, in_channels))
-        steps, out = steps_and_sizes(x)
-        dy_shape = (*x.shape[: -num_axes - 1], *out, out_channels)
-        dy = check_array(name, "dy", dy, dy_shape, x.dtype)
-        images, dys, W = as_batch(x), as_batch(dy), params["W"].astype(x.dtype)
-        sharding = sharding_of(params["W"])
-        if transposed:
-            dW = kernel_gradient(dys, images, kernel, steps, sharding).swapaxes(-1, -2)
-            dx = convolve(dys, W.swapaxes(-1, -2), steps)
-        else:
-            dW = kernel_gradient(images, dys, kernel, steps, sharding)
-            dx = convolve_transposed(dys, W, steps, images.shape[1:-1])
-        grads = {"W": dW}
-        if bias:
-            grads["b"] = jnp.sum(upcast(dys), axis=tuple(range(num_axes + 1)))
-        return grads, dx.astype(x.dtype).reshape(x.shape)
-
-    def as_batch(array):
-        """The array with one leading axis."""
-        return array.reshape(-1, *array.shape[-num_axes - 1 :])
-
-    return with_params(name, params, dtype, forward, backward)
+# A group of up to this many pairs of channels is narrow: multiplying and summing in a loop is then
+# faster than a matrix product. In depthwise convolutions a group has one pair.
+FEW_PAIRS = 8
 
 
 class Steps(NamedTuple):
@@ -158,7 +52,7 @@ def extents(kernel: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[int, .
 
 def convolve(x: jax.Array, W: jax.Array, steps: Steps) -> jax.Array:
     """y: the sum of dy[i, o] W[k, c, o] x[s i + d k - p, c], without dy."""
-    return _convolve(x, W, steps, (1,) * len(steps.pads))
+    return _convolve(x, W, steps)
 
 
 def convolve_transposed(
@@ -184,23 +78,28 @@ def kernel_gradient(
 ) -> jax.Array:
     """dW for a kernel of these sizes: the same sum without W.
 
-    For each place of the kernel it is the product of dy with the part of x that the place meets.
-    Without groups, XLA's convolution of x with dy computes all places at once.
+    Without groups it is the convolution of x with dy. With groups it is, for each place of the
+    kernel, the product of dy with the part of x that this place meets.
+
+    Args:
+        sharding: that of W. On a mesh of Explicit axes dW is replicated over its mesh.
     """
-    groups, channels, features = steps.groups, x.shape[-1], dy.shape[-1]
+    groups, c, o = steps.groups, x.shape[-1] // steps.groups, dy.shape[-1] // steps.groups
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     if groups > 1 and math.prod(kernel) <= MANY_PLACES:
-        # XLA's CPU compiler makes a convolution of batch_group_count many times slower than this.
-        parts = _parts(x, kernel, steps, (1,) * len(kernel))
-        dW = jnp.stack([_product_of_groups(part, dy, groups, replicated) for part in parts])
-        return dW.swapaxes(1, 2).reshape(*kernel, channels // groups, features)
+        is_narrow = c * o <= FEW_PAIRS
+        x, dy = (_groups_last if is_narrow else _groups_first)(groups, x, dy)
+        parts = _parts(x, kernel, steps)
+        multiply = _products_of_narrow_groups if is_narrow else _products_of_groups
+        dW = jnp.stack([multiply(part, dy, replicated) for part in parts])
+        return dW.reshape(*kernel, c, groups * o)
     axes = _lengths(x.shape[1:-1], dy.shape[1:-1], kernel, steps)
     spatial = range(1, len(kernel) + 1)
     dW = _xla_convolution(
         x.transpose(-1, *spatial, 0),
         dy.transpose(*spatial, 0, -1),
         window_strides=steps.dilations,
-        padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],  # k + ... as for dx above
+        padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],  # so that it has k values
         rhs_dilation=steps.strides,
         batch_group_count=groups,
         out_sharding=replicated,
@@ -210,31 +109,31 @@ def kernel_gradient(
 
 def swap_channels(W: jax.Array, groups: int) -> jax.Array:
     """W (kernel..., in / groups, out) as (kernel..., out / groups, in)."""
-    *kernel, channels, features = W.shape
-    split = W.reshape(*kernel, channels, groups, features // groups)
-    return split.swapaxes(-1, -3).reshape(*kernel, features // groups, groups * channels)
+    swapped = W.reshape(*W.shape[:-1], groups, W.shape[-1] // groups).swapaxes(-1, -3)
+    return swapped.reshape(*swapped.shape[:-2], groups * W.shape[-2])
 
 
-def _convolve(x, W, steps, spread):
+def _convolve(x, W, steps, spread=None):
     """The convolution of x, with spread - 1 zeros between its places, with W."""
-    strides, dilations, pads, groups = steps
-    *kernel, channels, features = W.shape
-    if channels == 1 and features == groups > 1 and math.prod(kernel) <= MANY_PLACES:
-        # Depthwise: each channel by itself. XLA's convolution then takes the CPU ten times as long
-        # as these products, which the compiler makes one loop.
-        weights = W.reshape(-1, features)
-        parts = map(upcast, _parts(x, kernel, steps, spread))
-        return sum(
-            part * broadcast_last_axis(weight, part)
+    groups, c, o = steps.groups, W.shape[-2], W.shape[-1] // steps.groups
+    kernel = W.shape[:-2]
+    if groups > 1 and c * o <= FEW_PAIRS and math.prod(kernel) <= MANY_PLACES:
+        x, W = _groups_last(groups, x, W)
+        weights = upcast(W).reshape(-1, *(1,) * (x.ndim - 2), c, o, groups)
+        parts = _parts(x, kernel, steps, spread)
+        # Over c in (..., c, o, groups). The compiler makes one loop of all places.
+        terms = [
+            jnp.sum(jnp.expand_dims(upcast(part), -2) * weight, -3)
             for part, weight in zip(parts, weights, strict=True)
-        )
+        ]
+        return sum(terms).swapaxes(-1, -2).reshape(*terms[0].shape[:-2], groups * o)
     return _xla_convolution(
         x,
         W,
-        window_strides=strides,
-        padding=pads,
+        window_strides=steps.strides,
+        padding=steps.pads,
         lhs_dilation=spread,
-        rhs_dilation=dilations,
+        rhs_dilation=steps.dilations,
         feature_group_count=groups,
     )
 
@@ -255,36 +154,58 @@ def _xla_convolution(a, b, **settings):
     )
 
 
-def _parts(x, kernel, steps, spread):
-    """For each place k of the kernel the numbers that it meets: x[s i + d k - p] for all i."""
-    gaps = [(*pad, between - 1) for pad, between in zip(steps.pads, spread, strict=True)]
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
-    ends = extents(kernel, steps.dilations)
+def _parts(x, kernel, steps, spread=None):
+    """For each place k of the kernel the numbers that it meets: x[s i + d k - p] for all i.
+
+    x is (n, spatial..., channel axes...), with spread - 1 zeros put between its places.
+    """
+    strides, dilations, pads, _ = steps
+    channels = x.shape[len(kernel) + 1 :]
+    gaps = [(*pad, n - 1) for pad, n in zip(pads, spread or (1,) * len(pads), strict=True)]
+    rest = [(0, 0, 0)] * len(channels)
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *gaps, *rest])
+    last = [end - 1 for end in extents(kernel, dilations)]
     parts = []
     for place in product(*map(range, kernel)):
-        starts = [k * d for k, d in zip(place, steps.dilations, strict=True)]
+        starts = [k * d for k, d in zip(place, dilations, strict=True)]
         stops = [
-            n - (end - 1) + start
-            for n, end, start in zip(padded.shape[1:-1], ends, starts, strict=True)
+            n - (end - start) for n, end, start in zip(padded.shape[1:], last, starts, strict=False)
         ]
-        starts, stops = (0, *starts, 0), (x.shape[0], *stops, x.shape[-1])
-        parts.append(jax.lax.slice(padded, starts, stops, (1, *steps.strides, 1)))
+        starts, stops = (0, *starts, *(0,) * len(channels)), (len(x), *stops, *channels)
+        parts.append(jax.lax.slice(padded, starts, stops, (1, *strides, *(1,) * len(channels))))
     return parts
 
 
-def _product_of_groups(x, dy, groups, out_sharding):
-    """The sum of x[..., g, c] dy[..., g, o] over all leading axes, (groups, c, o)."""
-    leading = tuple(range(x.ndim - 1))
-    if x.shape[-1] == dy.shape[-1] == groups:
-        return jnp.sum(upcast(x) * upcast(dy), axis=leading).reshape(groups, 1, 1)
-    x, dy = (a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in (x, dy))
-    return jax.lax.dot_general(
+def _products_of_groups(x, dy, sharding):
+    """The sum of x[..., g, c] dy[..., g, o] over all leading axes, as (c, g, o)."""
+    leading, group = tuple(range(x.ndim - 2)), (x.ndim - 2,)
+    sums = jax.lax.dot_general(
         x,
         dy,
-        ((leading, leading), ((x.ndim - 2,), (x.ndim - 2,))),
+        ((leading, leading), (group, group)),
         preferred_element_type=accumulation_dtype(x.dtype),
-        out_sharding=out_sharding,
+        out_sharding=sharding,
     )
+    return sums.swapaxes(0, 1)
+
+
+def _products_of_narrow_groups(x, dy, _):
+    """The sum of x[..., c, g] dy[..., o, g] over all leading axes, as (c, g, o)."""
+    terms = jnp.expand_dims(upcast(x), -2) * jnp.expand_dims(upcast(dy), -3)
+    return jnp.sum(terms, tuple(range(x.ndim - 2))).swapaxes(-1, -2)
+
+
+def _groups_first(groups, *arrays):
+    """Arrays (..., channels) as (..., groups, channels of one group)."""
+    return [a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in arrays]
+
+
+def _groups_last(groups, *arrays):
+    """Arrays (..., channels) as (..., channels of one group, groups).
+
+    A loop over the groups then has neighbours in memory.
+    """
+    return [a.swapaxes(-1, -2) for a in _groups_first(groups, *arrays)]
 
 
 def _lengths(sizes, out_sizes, kernel, steps):

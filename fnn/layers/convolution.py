@@ -1,17 +1,38 @@
-"""Convolutions and transposed convolutions over one, two or three spatial axes."""
+"""Convolutions over one, two or three spatial axes, and what transposed ones share with them."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fnn._checks import check_array, check_integer, check_sizes
+from fnn._numerics import broadcast_last_axis, sharding_of, upcast
 from fnn.initializers import xavier_uniform, zeros
 from fnn.layer import Layer
-from fnn.layers._convolve import convolution
+from fnn.layers._convolve import (
+    Steps,
+    convolve,
+    convolve_transposed,
+    extents,
+    kernel_gradient,
+    swap_channels,
+)
+from fnn.layers._frame import with_params
+from fnn.layers._windows import check_padding, output_sizes, pads_of
 
 Sizes = int | Sequence[int]  # one for all spatial axes, or one for each
 Initializer = Callable[..., jax.Array]
+
+# The values of options that are not in a layer's name, because they are the usual ones.
+USUAL = {
+    "stride": (1,),
+    "padding": ("VALID", 0),
+    "output_padding": (0,),
+    "dilation": (1,),
+    "groups": (1,),
+}
 
 
 def Conv1d(
@@ -120,119 +141,98 @@ def Conv3d(
     return convolution("Conv3d", 3, in_channels, out_channels, kernel_size, options, *init)
 
 
-def ConvTranspose1d(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Sizes,
-    *,
-    stride: Sizes = 1,
-    padding: int | Sequence[Any] = 0,
-    output_padding: Sizes = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-    bias: bool = True,
-    weight_init: Initializer = xavier_uniform,
-    bias_init: Initializer = zeros,
-    dtype: Any = jnp.float32,
+def convolution(
+    kind, num_axes, in_channels, out_channels, kernel, options, bias, weight_init, bias_init, dtype
 ) -> Layer:
-    """ConvTranspose2d along one axis: x (..., length, in_channels).
+    """The layer of that kind. A transposed convolution has output_padding among its options."""
+    transposed = "output_padding" in options
+    in_channels = check_integer(kind, "in_channels", in_channels, 1)
+    out_channels = check_integer(kind, "out_channels", out_channels, 1)
+    kernel = check_sizes(kind, "kernel_size", kernel, num_axes, 1)
+    strides = check_sizes(kind, "stride", options["stride"], num_axes, 1)
+    words = () if transposed else ("VALID", "SAME")
+    padding = check_padding(kind, options["padding"], num_axes, words)
+    more = check_sizes(kind, "output_padding", options.get("output_padding", 0), num_axes, 0)
+    dilations = check_sizes(kind, "dilation", options["dilation"], num_axes, 1)
+    groups = check_integer(kind, "groups", options["groups"], 1)
+    for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups:
+            expected = f"expected {what} to be a multiple of groups={groups}"
+            raise ValueError(f"{kind}: {expected}, got {channels}")
+    if any(map(operator.ge, more, map(max, strides, dilations))):
+        expected = "expected output_padding below the larger of stride and dilation"
+        raise ValueError(f"{kind}: {expected}, got {options['output_padding']}")
+    chosen = [f", {what}={value!r}" for what, value in options.items() if value not in USUAL[what]]
+    name = f"{kind}({in_channels}, {out_channels}, {kernel}{''.join(chosen)})"
+    spatial, window = ("depth", "height", "width")[3 - num_axes :], extents(kernel, dilations)
+    axes = spatial if num_axes > 1 else ("length",)
 
-    Shapes: y (..., out_length, out_channels); params {"W": (kernel length, in_channels,
-    out_channels / groups), "b": (out_channels,)}.
+    def init_W(key, shape, dtype):
+        W = weight_init(key, (*kernel, in_channels // groups, out_channels), dtype)
+        return swap_channels(W, groups).swapaxes(-1, -2) if transposed else W
 
-    Arguments, backward, residuals and errors are those of ConvTranspose2d.
-    """
-    options = {"stride": stride, "padding": padding, "output_padding": output_padding}
-    options |= {"dilation": dilation, "groups": groups}
-    init = (bias, weight_init, bias_init, dtype)
-    return convolution("ConvTranspose1d", 1, in_channels, out_channels, kernel_size, options, *init)
+    shape = (
+        (in_channels, out_channels // groups)
+        if transposed
+        else (in_channels // groups, out_channels)
+    )
+    params = {"W": ((*kernel, *shape), init_W)}
+    if bias:
+        params["b"] = ((out_channels,), bias_init)
 
+    def steps_and_sizes(x):
+        """The steps of the convolution, and y's sizes along the spatial axes."""
+        sizes = x.shape[-num_axes - 1 : -1]
+        if 0 in sizes:
+            raise ValueError(f"{name}: expected x of {' and '.join(axes)} above 0, got {x.shape}")
+        if transposed:
+            # The zeros of a convolution whose x is this y: the last output_padding are left out.
+            pads = tuple(
+                (before, after - m) for (before, after), m in zip(padding, more, strict=True)
+            )
+            lengths = zip(extents(sizes, strides), window, pads, strict=True)
+            out = tuple(n + k - 1 - sum(pad) for n, k, pad in lengths)
+            expected = "large enough for a y without empty axes"
+        else:
+            pads = pads_of(padding, sizes, window, strides)
+            out = output_sizes(sizes, pads, window, strides)
+            expected = "no smaller than the kernel"
+        if min(out) < 1:
+            raise ValueError(f"{name}: expected x {expected}, got {x.shape}")
+        return Steps(strides, dilations, pads, groups), out
 
-def ConvTranspose2d(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Sizes,
-    *,
-    stride: Sizes = 1,
-    padding: int | Sequence[Any] = 0,
-    output_padding: Sizes = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-    bias: bool = True,
-    weight_init: Initializer = xavier_uniform,
-    bias_init: Initializer = zeros,
-    dtype: Any = jnp.float32,
-) -> Layer:
-    """y[u, v, o] = b[o] + sum of x[i, j, c] W[k, l, c, o] where u = s i + d k - p, v = t j + e l - q.
+    def forward(params, x, key=None):
+        x = check_array(name, "x", x, (..., *axes, in_channels))
+        steps, out = steps_and_sizes(x)
+        images, W = as_batch(x), params["W"].astype(x.dtype)
+        if transposed:
+            y = convolve_transposed(images, W.swapaxes(-1, -2), steps, out)
+        else:
+            y = convolve(images, W, steps)
+        if bias:
+            y = y + broadcast_last_axis(params["b"], y)
+        return y.astype(x.dtype).reshape(*x.shape[: -num_axes - 1], *y.shape[1:]), x
 
-    Each number of x adds the kernel, times itself, to y; neighbours are s and t apart. The sum runs
-    over all i, j, k, l that meet u and v, and over c. It is the dx of Conv2d, whose stride makes an
-    image smaller, so here it grows: with kernel_size=4, stride=2, padding=1 it doubles.
+    def backward(params, x, dy):
+        x = check_array(name, "residuals", x, (..., *axes, in_channels))
+        steps, out = steps_and_sizes(x)
+        dy_shape = (*x.shape[: -num_axes - 1], *out, out_channels)
+        dy = check_array(name, "dy", dy, dy_shape, x.dtype)
+        images, dys, W = as_batch(x), as_batch(dy), params["W"].astype(x.dtype)
+        sharding = sharding_of(params["W"])
+        if transposed:
+            dW = kernel_gradient(dys, images, kernel, steps, sharding).swapaxes(-1, -2)
+            dx = convolve(dys, W.swapaxes(-1, -2), steps)
+        else:
+            dW = kernel_gradient(images, dys, kernel, steps, sharding)
+            dx = convolve_transposed(dys, W, steps, images.shape[1:-1])
+        grads = {"W": dW}
+        if bias:
+            grads["b"] = jnp.sum(upcast(dys), axis=tuple(range(num_axes + 1)))
+        return grads, dx.astype(x.dtype).reshape(x.shape)
 
-    Backward: dx is Conv2d's y: dx[i, j, c] = sum over k, l, o of dy[u, v, o] W[k, l, c, o].
-    dW[k, l, c, o] = sum of x[i, j, c] dy[u, v, o] over examples and i, j. db = sum of dy.
-    Residuals: x, because dW needs it.
+    def as_batch(array):
+        """The array with one leading axis."""
+        return array.reshape(-1, *array.shape[-num_axes - 1 :])
 
-    Shapes: x (..., height, width, in_channels), y (..., out_height, out_width, out_channels) with
-    out_height = s (height - 1) + d (kernel height - 1) + 1 + output_padding - padded rows; params
-    {"W": (kernel height, kernel width, in_channels, out_channels / groups),
-    "b": (out_channels,)}, without "b" if `bias` is False.
-
-    Args:
-        stride, dilation, groups, dtype: as for Conv2d.
-        padding: how many rows and columns of y are left out: an int for both ends of each axis, or
-            for each axis an int or a pair (before, after). padding=p undoes Conv2d's padding=p.
-        output_padding: how many rows and columns y has more at the end. With a stride, Conv2d makes
-            the same size of several; this chooses one. An int, or one for each spatial axis.
-        weight_init, bias_init: as for Conv2d. weight_init is called with Conv2d's shape (kernel...,
-            in_channels / groups, out_channels), so fan_in counts what one output sees at stride 1.
-
-    Raises:
-        ValueError: as for Conv2d; output_padding is not below the stride or the dilation; nothing
-            of y is left.
-
-    A network that removes noise, from pairs of noisy images of which none is clean:
-
-        keys = jax.random.split(jax.random.key(0), 4)
-        clean = 1.0 * jax.random.bernoulli(keys[0], 0.5, (64, 4, 4, 1)).repeat(4, 1).repeat(4, 2)
-        noisy, other = (clean + 0.5 * jax.random.normal(key, clean.shape) for key in keys[1:3])
-        model = fnn.Sequential(
-            fnn.Conv2d(1, 16, 4, stride=2, padding=1), fnn.ReLU(),
-            fnn.ConvTranspose2d(16, 1, 4, stride=2, padding=1), fnn.Sigmoid())
-        optimizer = fnn.sgd(1.0, momentum=0.9)
-        state = fnn.init_train_state(model, optimizer, keys[3])
-        epoch = fnn.make_train_epoch(model, fnn.MSELoss(), optimizer, batch_size=8)
-        losses = [None] * 20
-    """
-    options = {"stride": stride, "padding": padding, "output_padding": output_padding}
-    options |= {"dilation": dilation, "groups": groups}
-    init = (bias, weight_init, bias_init, dtype)
-    return convolution("ConvTranspose2d", 2, in_channels, out_channels, kernel_size, options, *init)
-
-
-def ConvTranspose3d(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Sizes,
-    *,
-    stride: Sizes = 1,
-    padding: int | Sequence[Any] = 0,
-    output_padding: Sizes = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-    bias: bool = True,
-    weight_init: Initializer = xavier_uniform,
-    bias_init: Initializer = zeros,
-    dtype: Any = jnp.float32,
-) -> Layer:
-    """ConvTranspose2d with a third axis: x (..., depth, height, width, in_channels).
-
-    Shapes: y (..., out_depth, out_height, out_width, out_channels); params {"W": (kernel depth,
-    height, width, in_channels, out_channels / groups), "b": (out_channels,)}.
-
-    Arguments, backward, residuals and errors are those of ConvTranspose2d.
-    """
-    options = {"stride": stride, "padding": padding, "output_padding": output_padding}
-    options |= {"dilation": dilation, "groups": groups}
-    init = (bias, weight_init, bias_init, dtype)
-    return convolution("ConvTranspose3d", 3, in_channels, out_channels, kernel_size, options, *init)
+    return with_params(name, params, dtype, forward, backward)
