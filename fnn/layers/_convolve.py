@@ -89,9 +89,9 @@ def kernel_gradient(
     if groups > 1 and math.prod(kernel) <= MANY_PLACES:
         is_narrow = c * o <= FEW_PAIRS
         x, dy = (_groups_last if is_narrow else _groups_first)(groups, x, dy)
-        parts = _parts(x, kernel, steps)
         multiply = _products_of_narrow_groups if is_narrow else _products_of_groups
-        dW = jnp.stack([multiply(part, dy, replicated) for part in parts])
+        pairs = (_meeting(x, dy, place, steps) for place in product(*map(range, kernel)))
+        dW = jnp.stack([multiply(*pair, replicated) for pair in pairs])
         return dW.reshape(*kernel, c, groups * o)
     axes = _lengths(x.shape[1:-1], dy.shape[1:-1], kernel, steps)
     spatial = range(1, len(kernel) + 1)
@@ -120,12 +120,22 @@ def _convolve(x, W, steps, spread=None):
     if groups > 1 and c * o <= FEW_PAIRS and math.prod(kernel) <= MANY_PLACES:
         x, W = _groups_last(groups, x, W)
         weights = upcast(W).reshape(-1, *(1,) * (x.ndim - 2), c, o, groups)
-        parts = _parts(x, kernel, steps, spread)
-        # Over c in (..., c, o, groups). The compiler makes one loop of all places.
-        terms = [
-            jnp.sum(jnp.expand_dims(upcast(part), -2) * weight, -3)
-            for part, weight in zip(parts, weights, strict=True)
-        ]
+        places = list(product(*map(range, kernel)))
+
+        def weighted(x, weight):
+            """The sum of x[..., c, g] weight[c, o, g] over c, (..., o, g)."""
+            return jnp.sum(jnp.expand_dims(upcast(x), -2) * weight, -3)
+
+        # A place's weights multiply the smaller array: x before it is spread out, or what strides
+        # leave of it. The compiler makes one loop of all places.
+        if spread:
+            terms = [weighted(x, weight) for weight in weights]
+            terms = [
+                _moved(*pair, kernel, steps, spread) for pair in zip(terms, places, strict=True)
+            ]
+        else:
+            moved = [_moved(x, place, kernel, steps) for place in places]
+            terms = list(map(weighted, moved, weights))
         return sum(terms).swapaxes(-1, -2).reshape(*terms[0].shape[:-2], groups * o)
     return _xla_convolution(
         x,
@@ -154,26 +164,34 @@ def _xla_convolution(a, b, **settings):
     )
 
 
-def _parts(x, kernel, steps, spread=None):
-    """For each place k of the kernel the numbers that it meets: x[s i + d k - p] for all i.
+def _moved(x, place, kernel, steps, spread=None):
+    """The numbers that place k of the kernel meets: x[s i + d k - p] for all i.
 
     x is (n, spatial..., channel axes...), with spread - 1 zeros put between its places.
     """
-    strides, dilations, pads, _ = steps
-    channels = x.shape[len(kernel) + 1 :]
-    gaps = [(*pad, n - 1) for pad, n in zip(pads, spread or (1,) * len(pads), strict=True)]
-    rest = [(0, 0, 0)] * len(channels)
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *gaps, *rest])
-    last = [end - 1 for end in extents(kernel, dilations)]
-    parts = []
-    for place in product(*map(range, kernel)):
-        starts = [k * d for k, d in zip(place, dilations, strict=True)]
-        stops = [
-            n - (end - start) for n, end, start in zip(padded.shape[1:], last, starts, strict=False)
-        ]
-        starts, stops = (0, *starts, *(0,) * len(channels)), (len(x), *stops, *channels)
-        parts.append(jax.lax.slice(padded, starts, stops, (1, *strides, *(1,) * len(channels))))
-    return parts
+    rest = x.ndim - 1 - len(kernel)
+    spread = spread or (1,) * len(kernel)
+    axes = zip(steps.pads, place, kernel, steps.dilations, spread, strict=True)
+    widths = [
+        (before - d * k, after - d * (length - 1 - k), between - 1)
+        for (before, after), k, length, d, between in axes
+    ]
+    nothing = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, nothing, [(0, 0, 0), *widths, *[(0, 0, 0)] * rest])
+    return jax.lax.slice(x, (0,) * x.ndim, x.shape, (1, *steps.strides, *(1,) * rest))
+
+
+def _meeting(x, dy, place, steps):
+    """The x[s i + d k - p] and dy[i] of all i for which place k of the kernel lies inside of x."""
+    of_x, of_dy = [slice(None)], [slice(None)]
+    sizes = x.shape[1:], dy.shape[1:]
+    for n, m, k, s, d, (p, _) in zip(*sizes, place, *steps[:3], strict=False):
+        first = min(max(0, -((d * k - p) // s)), m)
+        stop = max(first, min(m, (n - 1 + p - d * k) // s + 1))
+        start = s * first + d * k - p
+        of_x.append(slice(start, start + s * (stop - first), s) if stop > first else slice(0))
+        of_dy.append(slice(first, stop))
+    return x[tuple(of_x)], dy[tuple(of_dy)]
 
 
 def _products_of_groups(x, dy, sharding):
