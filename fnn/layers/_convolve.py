@@ -24,16 +24,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fnn._numerics import accumulation_dtype, upcast
+from fnn._numerics import accumulation_dtype, sharding_of, upcast
 from fnn.layers._windows import Pads
 
-# With groups, XLA's own convolutions are slow on a CPU: up to twenty times as slow as a product for
-# each place of the kernel. Such a program grows with the places, so larger kernels are left to XLA.
-MANY_PLACES = 64
-
-# A group of up to this many pairs of channels is narrow: multiplying and summing in a loop is then
-# faster than a matrix product. In depthwise convolutions a group has one pair.
-FEW_PAIRS = 8
+# Groups of up to this many pairs of channels are narrow; a depthwise convolution has one pair in
+# each. On a CPU XLA's convolution of them takes up to twenty times as long as a multiplication and
+# a sum for each place of the kernel. Such a program grows with the places.
+FEW_PAIRS, MANY_PLACES = 4, 64
 
 
 class Steps(NamedTuple):
@@ -76,35 +73,54 @@ def convolve_transposed(
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel: tuple[int, ...], steps: Steps, sharding: NamedSharding
 ) -> jax.Array:
-    """dW for a kernel of these sizes: the same sum without W.
-
-    Without groups it is the convolution of x with dy. With groups it is, for each place of the
-    kernel, the product of dy with the part of x that this place meets.
+    """dW for a kernel of these sizes: the same sum without W. It is the convolution of x with dy.
 
     Args:
         sharding: that of W. On a mesh of Explicit axes dW is replicated over its mesh.
     """
     groups, c, o = steps.groups, x.shape[-1] // steps.groups, dy.shape[-1] // steps.groups
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    if groups > 1 and math.prod(kernel) <= MANY_PLACES:
-        is_narrow = c * o <= FEW_PAIRS
-        x, dy = (_groups_last if is_narrow else _groups_first)(groups, x, dy)
-        multiply = _products_of_narrow_groups if is_narrow else _products_of_groups
-        pairs = (_meeting(x, dy, place, steps) for place in product(*map(range, kernel)))
-        dW = jnp.stack([multiply(*pair, replicated) for pair in pairs])
+    if _is_narrow(kernel, c, o, groups):
+        x, dy = _groups_last(groups, x, dy)
+        leading = tuple(range(x.ndim - 2))
+        dy = jnp.expand_dims(upcast(dy), -3)
+
+        def product_at(place):
+            """The sum of x[..., c, g] dy[..., o, g] over all leading axes, as (c, g, o)."""
+            part = jnp.expand_dims(upcast(_moved(x, place, kernel, steps)), -2)
+            return jnp.sum(part * dy, leading).swapaxes(-1, -2)
+
+        dW = jnp.stack([product_at(place) for place in product(*map(range, kernel))])
         return dW.reshape(*kernel, c, groups * o)
-    axes = _lengths(x.shape[1:-1], dy.shape[1:-1], kernel, steps)
-    spatial = range(1, len(kernel) + 1)
-    dW = _xla_convolution(
-        x.transpose(-1, *spatial, 0),
-        dy.transpose(*spatial, 0, -1),
-        window_strides=steps.dilations,
-        padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],  # so that it has k values
-        rhs_dilation=steps.strides,
-        batch_group_count=groups,
-        out_sharding=replicated,
-    )
-    return jnp.moveaxis(dW, 0, -2)
+
+    axes, spatial = _lengths(x.shape[1:-1], dy.shape[1:-1], kernel, steps), range(1, x.ndim - 1)
+
+    def convolve_with_dy(x, dy, **group_count):
+        """x has the examples last, and what is to be told apart first."""
+        dW = _xla_convolution(
+            x,
+            dy.transpose(*spatial, 0, -1),
+            window_strides=steps.dilations,
+            padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],  # as for dx: k values
+            rhs_dilation=steps.strides,
+            out_sharding=replicated,
+            **group_count,
+        )
+        return jnp.moveaxis(dW, 0, -2)
+
+    def by_batch_groups(x, dy):
+        return convolve_with_dy(x.transpose(-1, *spatial, 0), dy, batch_group_count=groups)
+
+    def by_feature_groups(x, dy):
+        """The groups and examples of x become one axis: a group has all examples as features."""
+        x = x.reshape(*x.shape[:-1], groups, c).transpose(-1, *spatial, -2, 0)
+        x = x.reshape(*x.shape[:-2], groups * x.shape[-1])
+        return convolve_with_dy(x, dy, feature_group_count=groups)
+
+    if groups == 1 or any(sharding_of(x).spec):  # JAX joins no axis with one that is sharded
+        return by_batch_groups(x, dy)
+    # XLA's CPU compiler makes batch groups ten times slower. A GPU has a program for them.
+    return jax.lax.platform_dependent(x, dy, cpu=by_feature_groups, default=by_batch_groups)
 
 
 def swap_channels(W: jax.Array, groups: int) -> jax.Array:
@@ -117,7 +133,7 @@ def _convolve(x, W, steps, spread=None):
     """The convolution of x, with spread - 1 zeros between its places, with W."""
     groups, c, o = steps.groups, W.shape[-2], W.shape[-1] // steps.groups
     kernel = W.shape[:-2]
-    if groups > 1 and c * o <= FEW_PAIRS and math.prod(kernel) <= MANY_PLACES:
+    if _is_narrow(kernel, c, o, groups):
         x, W = _groups_last(groups, x, W)
         weights = upcast(W).reshape(-1, *(1,) * (x.ndim - 2), c, o, groups)
         places = list(product(*map(range, kernel)))
@@ -181,41 +197,9 @@ def _moved(x, place, kernel, steps, spread=None):
     return jax.lax.slice(x, (0,) * x.ndim, x.shape, (1, *steps.strides, *(1,) * rest))
 
 
-def _meeting(x, dy, place, steps):
-    """The x[s i + d k - p] and dy[i] of all i for which place k of the kernel lies inside of x."""
-    of_x, of_dy = [slice(None)], [slice(None)]
-    sizes = x.shape[1:], dy.shape[1:]
-    for n, m, k, s, d, (p, _) in zip(*sizes, place, *steps[:3], strict=False):
-        first = min(max(0, -((d * k - p) // s)), m)
-        stop = max(first, min(m, (n - 1 + p - d * k) // s + 1))
-        start = s * first + d * k - p
-        of_x.append(slice(start, start + s * (stop - first), s) if stop > first else slice(0))
-        of_dy.append(slice(first, stop))
-    return x[tuple(of_x)], dy[tuple(of_dy)]
-
-
-def _products_of_groups(x, dy, sharding):
-    """The sum of x[..., g, c] dy[..., g, o] over all leading axes, as (c, g, o)."""
-    leading, group = tuple(range(x.ndim - 2)), (x.ndim - 2,)
-    sums = jax.lax.dot_general(
-        x,
-        dy,
-        ((leading, leading), (group, group)),
-        preferred_element_type=accumulation_dtype(x.dtype),
-        out_sharding=sharding,
-    )
-    return sums.swapaxes(0, 1)
-
-
-def _products_of_narrow_groups(x, dy, _):
-    """The sum of x[..., c, g] dy[..., o, g] over all leading axes, as (c, g, o)."""
-    terms = jnp.expand_dims(upcast(x), -2) * jnp.expand_dims(upcast(dy), -3)
-    return jnp.sum(terms, tuple(range(x.ndim - 2))).swapaxes(-1, -2)
-
-
-def _groups_first(groups, *arrays):
-    """Arrays (..., channels) as (..., groups, channels of one group)."""
-    return [a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in arrays]
+def _is_narrow(kernel, c, o, groups):
+    """Whether a product for each place of the kernel is faster than XLA's convolution."""
+    return groups > 1 and c * o <= FEW_PAIRS and math.prod(kernel) <= MANY_PLACES
 
 
 def _groups_last(groups, *arrays):
@@ -223,7 +207,8 @@ def _groups_last(groups, *arrays):
 
     A loop over the groups then has neighbours in memory.
     """
-    return [a.swapaxes(-1, -2) for a in _groups_first(groups, *arrays)]
+    split = [a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in arrays]
+    return [a.swapaxes(-1, -2) for a in split]
 
 
 def _lengths(sizes, out_sizes, kernel, steps):

@@ -53,15 +53,15 @@ def ConvTranspose2d(
     bias_init: Initializer = zeros,
     dtype: Any = jnp.float32,
 ) -> Layer:
-    """y[s i + d k - p, t j + e l - q, o] gets x[i, j, c] W[k, l, c, o] from all i, j, k, l, c; + b[o].
+    """y[u, v, o] = b[o] + sum of x[i, j, c] W[k, l, c, o] over all i, j, k, l, c that meet u, v.
 
-    Each number of x adds a kernel, times itself, to y, and neighbours add theirs s rows or t columns
-    apart. Where several add to one y, it is their sum. This is the dx of Conv2d. A stride makes the
-    image larger: kernel_size=4, stride=2, padding=1 double its height and width.
+    They meet where u = s i + d k - p and v = t j + e l - q, with the strides s, t, the dilations d,
+    e and the paddings p, q. So each number of x adds a kernel to y, and neighbours add theirs s
+    rows or t columns apart. This is the dx of Conv2d. A stride makes the image larger:
+    kernel_size=4, stride=2, padding=1 double its height and width.
 
-    Backward: dx is Conv2d's y: dx[i, j, c] = sum over k, l, o of dy[u, v, o] W[k, l, c, o],
-    where u = s i + d k - p and v = t j + e l - q. dW[k, l, c, o] = sum of x[i, j, c] dy[u, v, o]
-    over examples and i, j. db = sum of dy.
+    Backward: dx is Conv2d's y: dx[i, j, c] = sum over k, l, o of dy[u, v, o] W[k, l, c, o].
+    dW[k, l, c, o] = sum of x[i, j, c] dy[u, v, o] over examples and i, j. db = sum of dy.
     Residuals: x, because dW needs it.
 
     Shapes: x (..., height, width, in_channels), y (..., out_height, out_width, out_channels) with
