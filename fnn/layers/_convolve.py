@@ -47,90 +47,13 @@ def extents(kernel: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[int, .
     return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
 
 
-def convolve(x: jax.Array, W: jax.Array, steps: Steps) -> jax.Array:
-    """y: the sum of dy[i, o] W[k, c, o] x[s i + d k - p, c], without dy."""
-    return _convolve(x, W, steps)
-
-
-def convolve_transposed(
-    dy: jax.Array, W: jax.Array, steps: Steps, sizes: tuple[int, ...]
+def convolve(
+    x: jax.Array, W: jax.Array, steps: Steps, spread: tuple[int, ...] | None = None
 ) -> jax.Array:
-    """dx for an x of these spatial sizes: the same sum without x.
+    """y: the sum of dy[i, o] W[k, c, o] x[s i + d k - p, c], without dy.
 
-    It is the convolution of dy, spread out by the strides, with W turned by 180 degrees.
+    `spread` puts spread - 1 zeros between the places of x first. The strides are then 1.
     """
-    kernel, ones = W.shape[:-2], (1,) * len(sizes)
-    # Lengths along an axis: n of x, p of the zeros before x, k of W with its gaps, and m of dy with
-    # the stride's zeros between its places. A convolution of a with b has
-    # len(a) + zeros - len(b) + 1 values. So n values of dx need k - 1 - p zeros before dy and
-    # n + p - m after it. A negative number crops.
-    axes = _lengths(sizes, dy.shape[1:-1], kernel, steps)
-    pads = tuple((k - 1 - p, n + p - m) for n, m, k, p in axes)
-    turned = swap_channels(jnp.flip(W, range(len(kernel))), steps.groups)
-    return _convolve(dy, turned, Steps(ones, steps.dilations, pads, steps.groups), steps.strides)
-
-
-def kernel_gradient(
-    x: jax.Array, dy: jax.Array, kernel: tuple[int, ...], steps: Steps, sharding: NamedSharding
-) -> jax.Array:
-    """dW for a kernel of these sizes: the same sum without W. It is the convolution of x with dy.
-
-    Args:
-        sharding: that of W. On a mesh of Explicit axes dW is replicated over its mesh.
-    """
-    groups, c, o = steps.groups, x.shape[-1] // steps.groups, dy.shape[-1] // steps.groups
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    if _is_narrow(kernel, c, o, groups):
-        x, dy = _groups_last(groups, x, dy)
-        leading = tuple(range(x.ndim - 2))
-        dy = jnp.expand_dims(upcast(dy), -3)
-
-        def product_at(place):
-            """The sum of x[..., c, g] dy[..., o, g] over all leading axes, as (c, g, o)."""
-            part = jnp.expand_dims(upcast(_moved(x, place, kernel, steps)), -2)
-            return jnp.sum(part * dy, leading).swapaxes(-1, -2)
-
-        dW = jnp.stack([product_at(place) for place in product(*map(range, kernel))])
-        return dW.reshape(*kernel, c, groups * o)
-
-    axes, spatial = _lengths(x.shape[1:-1], dy.shape[1:-1], kernel, steps), range(1, x.ndim - 1)
-
-    def convolve_with_dy(x, dy, **group_count):
-        """x has the examples last, and what is to be told apart first."""
-        dW = _xla_convolution(
-            x,
-            dy.transpose(*spatial, 0, -1),
-            window_strides=steps.dilations,
-            padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],  # as for dx: k values
-            rhs_dilation=steps.strides,
-            out_sharding=replicated,
-            **group_count,
-        )
-        return jnp.moveaxis(dW, 0, -2)
-
-    def by_batch_groups(x, dy):
-        return convolve_with_dy(x.transpose(-1, *spatial, 0), dy, batch_group_count=groups)
-
-    def by_feature_groups(x, dy):
-        """The groups and examples of x become one axis: a group has all examples as features."""
-        x = x.reshape(*x.shape[:-1], groups, c).transpose(-1, *spatial, -2, 0)
-        x = x.reshape(*x.shape[:-2], groups * x.shape[-1])
-        return convolve_with_dy(x, dy, feature_group_count=groups)
-
-    if groups == 1 or any(sharding_of(x).spec):  # JAX joins no axis with one that is sharded
-        return by_batch_groups(x, dy)
-    # XLA's CPU compiler makes batch groups ten times slower. A GPU has a program for them.
-    return jax.lax.platform_dependent(x, dy, cpu=by_feature_groups, default=by_batch_groups)
-
-
-def swap_channels(W: jax.Array, groups: int) -> jax.Array:
-    """W (kernel..., in / groups, out) as (kernel..., out / groups, in)."""
-    swapped = W.reshape(*W.shape[:-1], groups, W.shape[-1] // groups).swapaxes(-1, -3)
-    return swapped.reshape(*swapped.shape[:-2], groups * W.shape[-2])
-
-
-def _convolve(x, W, steps, spread=None):
-    """The convolution of x, with spread - 1 zeros between its places, with W."""
     groups, c, o = steps.groups, W.shape[-2], W.shape[-1] // steps.groups
     kernel = W.shape[:-2]
     if _is_narrow(kernel, c, o, groups):
@@ -162,6 +85,83 @@ def _convolve(x, W, steps, spread=None):
         rhs_dilation=steps.dilations,
         feature_group_count=groups,
     )
+
+
+def convolve_transposed(
+    dy: jax.Array, W: jax.Array, steps: Steps, sizes: tuple[int, ...]
+) -> jax.Array:
+    """dx for an x of these spatial sizes: the same sum without x.
+
+    It is the convolution of dy, spread out by the strides, with W turned by 180 degrees.
+    """
+    kernel, ones = W.shape[:-2], (1,) * len(sizes)
+    # Lengths along an axis: n of x, p of the zeros before x, k of W with its gaps, and m of dy with
+    # the stride's zeros between its places. A convolution of a with b has
+    # len(a) + zeros - len(b) + 1 values. So n values of dx need k - 1 - p zeros before dy and
+    # n + p - m after it. A negative number crops.
+    axes = _lengths(sizes, dy.shape[1:-1], kernel, steps)
+    pads = tuple((k - 1 - p, n + p - m) for n, m, k, p in axes)
+    turned = swap_channels(jnp.flip(W, range(len(kernel))), steps.groups)
+    return convolve(dy, turned, Steps(ones, steps.dilations, pads, steps.groups), steps.strides)
+
+
+def kernel_gradient(
+    x: jax.Array, dy: jax.Array, kernel: tuple[int, ...], steps: Steps, sharding: NamedSharding
+) -> jax.Array:
+    """dW for a kernel of these sizes: the same sum without W. It is the convolution of x with dy.
+
+    Args:
+        sharding: that of W. On a mesh of Explicit axes dW is replicated over its mesh.
+    """
+    groups, c, o = steps.groups, x.shape[-1] // steps.groups, dy.shape[-1] // steps.groups
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    if _is_narrow(kernel, c, o, groups):
+        x, dy = _groups_last(groups, x, dy)
+        leading = tuple(range(x.ndim - 2))
+        dy = jnp.expand_dims(upcast(dy), -3)
+
+        def product_at(place):
+            """The sum of x[..., c, g] dy[..., o, g] over all leading axes, as (c, g, o)."""
+            part = jnp.expand_dims(upcast(_moved(x, place, kernel, steps)), -2)
+            return jnp.sum(part * dy, leading).swapaxes(-1, -2)
+
+        dW = jnp.stack([product_at(place) for place in product(*map(range, kernel))])
+        return dW.reshape(*kernel, c, groups * o)
+
+    axes, spatial = _lengths(x.shape[1:-1], dy.shape[1:-1], kernel, steps), range(1, x.ndim - 1)
+
+    def convolve_with_dy(x, dy, **group_count):
+        """x is (channels, spatial..., examples), or as by_feature_groups makes it."""
+        dW = _xla_convolution(
+            x,
+            dy.transpose(*spatial, 0, -1),
+            window_strides=steps.dilations,
+            padding=[(p, (k + m - 1) - (n + p)) for n, m, k, p in axes],  # as for dx: k values
+            rhs_dilation=steps.strides,
+            out_sharding=replicated,
+            **group_count,
+        )
+        return jnp.moveaxis(dW, 0, -2)
+
+    def by_batch_groups(x, dy):
+        return convolve_with_dy(x.transpose(-1, *spatial, 0), dy, batch_group_count=groups)
+
+    def by_feature_groups(x, dy):
+        """x becomes (channels of one group, spatial..., groups times examples)."""
+        x = x.reshape(*x.shape[:-1], groups, c).transpose(-1, *spatial, -2, 0)
+        x = x.reshape(*x.shape[:-2], groups * x.shape[-1])
+        return convolve_with_dy(x, dy, feature_group_count=groups)
+
+    if groups == 1 or any(sharding_of(x).spec):  # JAX joins no axis with one that is sharded
+        return by_batch_groups(x, dy)
+    # On a CPU batch groups are up to ten times slower. Elsewhere they are what autodiff uses.
+    return jax.lax.platform_dependent(x, dy, cpu=by_feature_groups, default=by_batch_groups)
+
+
+def swap_channels(W: jax.Array, groups: int) -> jax.Array:
+    """W (kernel..., in / groups, out) as (kernel..., out / groups, in)."""
+    swapped = W.reshape(*W.shape[:-1], groups, W.shape[-1] // groups).swapaxes(-1, -3)
+    return swapped.reshape(*swapped.shape[:-2], groups * W.shape[-2])
 
 
 def _xla_convolution(a, b, **settings):
