@@ -60,7 +60,12 @@ def parse_options(arguments=None):
     option("--learning-rate", type=nonnegative_float, default=0.004, help=rate)
     option("--warmup", type=fraction, default=0.05, help="share of the steps in which it rises")
     option("--weight-decay", type=nonnegative_float, default=0.1, help="of Adam, decoupled")
-    option("--max-norm", type=nonnegative_float, default=1.0, help="of all gradients; 0: any")
+    option(
+        "--max-norm",
+        type=nonnegative_float,
+        default=1.0,
+        help="to which gradients are clipped; 0: any",
+    )
     help = "write so many characters, and train nothing"
     option("--sample", type=positive_int, metavar="N", help=help)
     option("--from", **file, dest="source", help="params.npz of a training, for --sample")
@@ -143,7 +148,8 @@ def train(options, run_epochs):
     warmup = min(int(options.warmup * all_steps), all_steps - 1)
     schedule = fnn.cosine_decay(options.learning_rate, all_steps, warmup)
     optimizer = fnn.adam(schedule, b2=0.99, weight_decay=options.weight_decay)
-    optimizer = fnn.clip_by_global_norm(optimizer, options.max_norm)
+    if options.max_norm:
+        optimizer = fnn.clip_by_global_norm(optimizer, options.max_norm)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size, shuffle=False)
 
     def draw_examples(data, key):
@@ -199,8 +205,8 @@ def report(options, trained, write_sample):
     sample = write_sample(options.epochs, trained.params)
     if not options.quiet:
         print(sample)
-    text = f"validation {validation_bits[-1]:.4f} bits per character, accuracy {accuracy[-1]:.2%}"
-    return text, [], []
+    last = f"{validation_bits[-1]:.4f} bits per character, accuracy {accuracy[-1]:.2%}"
+    return f"validation {last}", [], []
 
 
 def write_from(options):
@@ -223,6 +229,8 @@ def write_from(options):
 def main(arguments=None):
     options = parse_options(arguments)
     if options.sample:
+        if not options.fast:
+            command_line.make_gpu_deterministic()
         return command_line.run(write_from, options)
     return training.run(train, report, options)
 

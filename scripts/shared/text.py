@@ -29,7 +29,8 @@ def read(paths: Sequence[pathlib.Path]) -> str:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: expected UTF-8, got {error.reason}") from None
+            got = f"the byte {error.object[error.start]:#04x} at {error.start}"
+            raise UserError(f"{path}: expected text in UTF-8, got {got}") from None
         if not texts[-1]:
             raise UserError(f"{path}: expected text, got an empty file")
     return "".join(texts) if paths else "\n".join(topics[name] for name in sorted(topics))
