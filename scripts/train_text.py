@@ -9,6 +9,7 @@ from shared.interrupts import die_of_interrupts
 if __name__ == "__main__":
     die_of_interrupts()  # until training.run handles them
 
+import argparse
 import functools
 import math
 import pathlib
@@ -31,6 +32,7 @@ from fnn.files import write_text
 
 FIGURES = ["curves.svg"]
 CHARACTERS_AT_CHECKPOINT = 500
+SIZES = {"gpt": {"layers": 4, "dim": 128}, "lstm": {"layers": 2, "dim": 256}}  # by default
 # What makes the model, beside the vocabulary. params.npz says these.
 MODEL = ["model", "layers", "dim", "heads", "context", "dropout", "untied"]
 
@@ -47,14 +49,15 @@ def parse_options(arguments=None):
     file = {"type": pathlib.Path, "metavar": "FILE"}
     option("--data", **file, nargs="+", help="text files in UTF-8, joined; None: documentation")
     option("--model", choices=text.MODELS, default="gpt", help="attention, or recurrent")
-    option("--layers", type=layer_width, default=4, help="blocks of gpt, layers of lstm")
-    option("--dim", type=layer_width, default=128, help="features of each character")
+    size = {"type": layer_width, "default": argparse.SUPPRESS}
+    option("--layers", **size, help="blocks of gpt (default: 4), or layers of lstm (default: 2)")
+    option("--dim", **size, help="features of a character (default: gpt 128, lstm 256)")
     option("--heads", type=layer_width, default=4, help="of attention, in each block")
     option("--context", type=layer_width, default=64, help="characters that the model sees at once")
     option("--untied", action="store_true", help="gpt: a last map apart from the embedding")
-    option("--dropout", type=fraction, default=0.0, help="share of the features dropped")
+    option("--dropout", type=fraction, default=0.1, help="share of the features dropped")
     option("--seed", type=command_line.seed, default=0, help="of parameters, batches and samples")
-    option("--epochs", type=positive_int, default=30, help="a validation after each")
+    option("--epochs", type=positive_int, default=40, help="a validation after each")
     option("--steps", type=positive_int, default=100, help="steps in an epoch")
     option("--batch-size", type=positive_int, default=32, help="windows of the text a step")
     option("--learning-rate", type=nonnegative_float, default=0.004, help=rate)
@@ -76,6 +79,7 @@ def parse_options(arguments=None):
     option("--output", type=command_line.folder, default="runs/text", help="folder for the results")
     training.add_options(parser, checkpoint_every=10)
     options = parser.parse_args(arguments)
+    options = argparse.Namespace(**SIZES[options.model] | vars(options))
     if (options.sample is None) != (options.source is None):
         parser.error("arguments --sample and --from: expected both or none")
     if options.model == "gpt" and options.dim % options.heads:

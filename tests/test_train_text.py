@@ -23,10 +23,9 @@ import fnn
 
 SCRIPT = processes.SCRIPTS / "train_text.py"
 SIZES = ["--layers", "1", "--dim", "16", "--heads", "2", "--context", "8"]
-SMALL = [
-    *SIZES, "--epochs", "3", "--steps", "20", "--batch-size", "16", "--learning-rate", "0.02",
-    "--dropout", "0.1", "--checkpoint-every", "2", "--quiet",
-]  # fmt: skip
+TRAINING = "--seed 1 --epochs 3 --steps 20 --batch-size 16 --learning-rate 0.02 --warmup 0.25"
+OTHERS = "--max-norm 0.5 --weight-decay 0.3 --dropout 0.1 --checkpoint-every 2 --quiet"
+SMALL = [*SIZES, *TRAINING.split(), *OTHERS.split()]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,36 +113,29 @@ def test_validation_is_the_mean_over_windows_of_the_last_tenth(data, run):
     assert last["validation_accuracy"] == pytest.approx(sum(hits) / 144, rel=1e-5)
 
 
-def test_training_is_that_of_the_library_by_hand(data, tmp_path):
-    """With another value for every option, from the public functions."""
-    options = "--seed 1 --epochs 1 --steps 4 --batch-size 6 --learning-rate 0.01 --warmup 0.25"
-    changes = *options.split(), "--max-norm", "0.5", "--weight-decay", "0.3", "--untied"
-    assert train(data, tmp_path, *changes) == 0
-    model, params = stored(tmp_path)
+def test_training_is_that_of_the_library_by_hand(data, run):
+    """The first epoch, from the public functions."""
+    model, _ = stored(run)
     init_key, key, _ = jax.random.split(jax.random.key(1), 3)
-    whole = data.read_text()
-    tokens = text.encode(whole, "".join(sorted({*whole})))[:1350]
-    adam = fnn.adam(fnn.cosine_decay(0.01, 4, 1), b2=0.99, weight_decay=0.3)
-    optimizer = fnn.clip_by_global_norm(adam, 0.5)
     key = jax.random.fold_in(key, 1)
+    whole = data.read_text()
+    tokens = jnp.array([*map("".join(sorted({*whole})).index, whole[:1350])])
+    adam = fnn.adam(fnn.cosine_decay(0.02, 60, 15), b2=0.99, weight_decay=0.3)
+    optimizer = fnn.clip_by_global_norm(adam, 0.5)
+    run_epoch = fnn.make_train_epoch(model, fnn.CrossEntropyLoss(), optimizer, 16, shuffle=False)
 
     @jax.jit
-    def epoch(tokens):
-        starts = [
-            jax.random.randint(
-                jax.random.fold_in(jax.random.fold_in(key, 2), i), (), 0, len(tokens) - 8
-            )
-            for i in range(24)
-        ]
-        windows = jnp.stack([jax.lax.dynamic_slice(tokens, [start], [9]) for start in starts])
-        run_epoch = fnn.make_train_epoch(model, fnn.CrossEntropyLoss(), optimizer, 6, shuffle=False)
+    def train(tokens):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, 2), i))
+        draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(tokens) - 8))
+        starts = draw(keys(jnp.arange(320)))
+        places = starts[:, None] + jnp.arange(9)[None]
         state = fnn.init_train_state(model, optimizer, init_key)
-        return run_epoch(state, windows[:, :-1], windows[:, 1:], key)
+        return run_epoch(state, tokens[places[:, :-1]], tokens[places[:, 1:]], key)
 
-    state, losses = epoch(tokens)
-    chex.assert_trees_all_close(params, state.params, atol=1e-5)
+    _, losses = train(tokens)
     bits = float(losses.mean()) / math.log(2)
-    assert rows(tmp_path)[0]["train_bits"] == pytest.approx(bits, rel=1e-5)
+    assert rows(run)[0]["train_bits"] == pytest.approx(bits, rel=1e-4)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(data, run, tmp_path, monkeypatch):
@@ -167,24 +159,21 @@ def test_a_sample_is_stored_with_every_checkpoint(run):
 
 
 def test_the_same_seed_writes_the_same_text(run, capsys):
-    first = write(capsys, run, "--sample", 30)
+    first = write(capsys, run, "--sample", 30, "--seed", 1)
     assert first == (run / "sample_0003.txt").read_text()
-    assert first == write(capsys, run, "--sample", 30)
-    assert first != write(capsys, run, "--sample", 30, "--seed", 1)
-    longer = write(capsys, run, "--sample", 20, "--prompt", "the naïve dog ")
-    assert longer.startswith("the naïve dog ")
-    assert len(longer) == 14 + 20 + 1
+    assert first == write(capsys, run, "--sample", 30, "--seed", 1)
+    assert first != write(capsys, run, "--sample", 30, "--seed", 2)
 
 
 def test_at_temperature_0_each_character_is_the_most_likely(run, capsys):
     """The model sees the last 8 characters."""
     model, params = stored(run)
-    vocabulary, written = fnn.read_note(run / "params.npz")["vocabulary"], "on the"
+    vocabulary, written = fnn.read_note(run / "params.npz")["vocabulary"], "the naïve"
     predict = jax.jit(lambda x: fnn.predict(model, params, x)[-1])
     for _ in range(10):
         x = jnp.array([*map(vocabulary.index, written[-8:])])
         written += vocabulary[int(predict(x).argmax())]
-    options = ["--sample", 10, "--prompt", "on the"]
+    options = ["--sample", 10, "--prompt", "the naïve"]
     for greedy in (["--temperature", 0], ["--top-k", 1]):
         assert write(capsys, run, *options, *greedy) == written + "\n"
 
@@ -232,8 +221,7 @@ def test_two_processes_train_as_one(data, run, tmp_path):
         ]
     )
     assert [(status, errors) for status, _, errors in results] == [(0, ""), (0, "")]
-    chex.assert_trees_all_close(stored(folders[0])[1], stored(run)[1], atol=1e-4)
-    chex.assert_trees_all_close(rows(folders[0]), rows(run), rtol=1e-4)
+    chex.assert_trees_all_close(rows(folders[0]), rows(run), rtol=1e-3)
     assert not folders[1].exists()
 
 
@@ -244,11 +232,12 @@ def test_without_a_file_the_text_is_pythons_documentation(tmp_path):
     lines = output.splitlines()
     assert max(map(len, lines[: lines.index("")])) <= 100
     for expected in (
-        "Tied.1.Residual.1 ", "Attention(2, causal=True)", "Tied  ",
+        "Tied.2.Residual.1 ", "Attention(2, causal=True)", "Tied  ",
         "Python's own documentation: ", "characters to train on", "learning rate 0.004",
     ):  # fmt: skip
         assert expected in output
-    assert re.match(r"epoch 1/1  train \d\.\d{3} bits  val \d\.\d{3} bits acc +\d", lines[-500])
+    progress = r"^epoch 1/1  train \d\.\d{3} bits  val \d\.\d{3} bits acc +\d+\.\d\d%  0:00 left$"
+    assert re.search(progress, output, re.MULTILINE)
     assert (tmp_path / "runs/text/sample_0001.txt").read_text() in output
     end = r"validation \d\.\d{4} bits per character, accuracy [\d.]+%, 1 epochs, 2 steps, .*seconds"
     assert re.fullmatch(end, lines[-1])
@@ -278,12 +267,12 @@ def test_both_paths_through_tied_reach_its_gradient():
     with jax.enable_x64(True):
         layer = text.Tied(5, 3, body())
         x, key = jnp.array([0, 4, 2, 2]), jax.random.key(1)
-        params = jax.tree.map(lambda a: 20 * a.astype(jnp.float64), layer.init(key))
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer.init(key))
         y, residuals = layer.forward(params, x, key)
         dy = jax.random.normal(key, y.shape)
         grads, dx = layer.backward(params, residuals, dy)
         _, pull_back = jax.vjp(lambda params: layer.forward(params, x, key)[0], params)
-    chex.assert_trees_all_close(grads, *pull_back(dy), rtol=1e-10)
+        chex.assert_trees_all_close(grads, *pull_back(dy), rtol=1e-10)
     chex.assert_trees_all_equal(dx, jnp.zeros_like(x))
 
 
@@ -309,8 +298,8 @@ def test_windows_are_pieces_of_the_text_that_their_numbers_alone_decide():
 def test_what_the_results_depend_on_is_a_setting(tmp_path):
     options = train_text.parse_options(["--output", str(tmp_path), "--untied"])
     assert [name for name in training.settings(options) if name not in training.JAX_SETTINGS] == [
-        *train_text.MODEL[:5], "untied", "dropout", "seed", "epochs", "steps", "batch_size",
-        "learning_rate", "warmup", "weight_decay", "max_norm",
+        "layers", "dim", "model", "heads", "context", "untied", "dropout", "seed", "epochs",
+        "steps", "batch_size", "learning_rate", "warmup", "weight_decay", "max_norm",
     ]  # fmt: skip
 
 
@@ -374,10 +363,36 @@ def test_a_checkpoint_of_another_text_is_refused(data, run, tmp_path, capsys):
     assert "is from a run with data checksum" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_is_placed(data, tmp_path, capsys):
-    assert train(data, tmp_path, "--learning-rate", "1e30", "--warmup", "0") == 1
-    message = r"not finite in epoch 1 \(first met: layer Tied.*\): lower --learning-rate"
-    assert re.search(message, capsys.readouterr().err)
+def test_numbers_that_are_not_finite_are_looked_for_in_the_same_windows(
+    data, tmp_path, capsys, monkeypatch
+):
+    given = {}
+
+    def find(model, loss, optimizer, batch_size, state, x, target, key, *, shuffle):
+        given.update(x=x, target=target, batch_size=batch_size, shuffle=shuffle)
+        return "Tied.4", "forward"
+
+    monkeypatch.setattr(fnn, "find_nonfinite_in_epoch", find)
+    monkeypatch.setattr(fnn.loop, "is_finite", lambda tree: False)
+    assert train(data, tmp_path) == 1
+    message = "the loss is not finite in epoch 1 (first met: layer Tied.4, forward): lower --lear"
+    assert message in capsys.readouterr().err
+    assert (given["batch_size"], given["shuffle"]) == (16, False)
+    whole = data.read_text()
+    tokens = text.encode(whole, "".join(sorted({*whole})))[:1350]
+    _, key, _ = jax.random.split(jax.random.key(1), 3)
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), 2)
+    expected = text.draw_windows(tokens, jnp.arange(320), key, 8)
+    chex.assert_trees_all_equal((given["x"], given["target"]), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"untied": True}, {"model": "lstm"}], ids=str)
+def test_the_default_sizes_of_a_model(changes, tmp_path):
+    arguments = ["--model", changes.get("model", "gpt"), "--output", str(tmp_path)]
+    note = vars(train_text.parse_options(arguments)) | changes | {"vocabulary": "a" * 103}
+    params = jax.eval_shape(train_text.make_model(note).init, jax.random.key(0))
+    size = {"{}": 814_720, "{'untied': True}": 828_007, "{'model': 'lstm'}": 1_103_463}
+    assert fnn.count_params(params) == size[str(changes)]
 
 
 def test_a_text_without_lines_begins_with_its_first_character():
