@@ -17,14 +17,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from shared import command_line, distributed, figures, text, training
-from shared.command_line import (
-    Parser,
-    UserError,
-    fraction,
-    layer_width,
-    nonnegative_float,
-    positive_int,
-)
+from shared.command_line import Parser, UserError, layer_width, nonnegative_float, positive_int
 from shared.figures import Curve
 
 import fnn
@@ -47,7 +40,8 @@ def parse_options(arguments=None):
     option = parser.add_argument
     rate = "of Adam, at its highest; it rises first, and falls to 0 along half a cosine"
     file = {"type": pathlib.Path, "metavar": "FILE"}
-    option("--data", **file, nargs="+", help="text files in UTF-8, joined; None: documentation")
+    help = "text files in UTF-8, joined (default: Python's own documentation)"
+    option("--data", **file, nargs="+", default=argparse.SUPPRESS, help=help)
     option("--model", choices=text.MODELS, default="gpt", help="attention, or recurrent")
     size = {"type": layer_width, "default": argparse.SUPPRESS}
     option("--layers", **size, help="blocks of gpt (default: 4), or layers of lstm (default: 2)")
@@ -55,20 +49,17 @@ def parse_options(arguments=None):
     option("--heads", type=layer_width, default=4, help="of attention, in each block")
     option("--context", type=layer_width, default=64, help="characters that the model sees at once")
     option("--untied", action="store_true", help="gpt: a last map apart from the embedding")
-    option("--dropout", type=fraction, default=0.1, help="share of the features dropped")
+    share = {"type": command_line.fraction}
+    option("--dropout", **share, default=0.1, help="share of the features dropped")
     option("--seed", type=command_line.seed, default=0, help="of parameters, batches and samples")
     option("--epochs", type=positive_int, default=40, help="a validation after each")
     option("--steps", type=positive_int, default=100, help="steps in an epoch")
     option("--batch-size", type=positive_int, default=32, help="windows of the text a step")
     option("--learning-rate", type=nonnegative_float, default=0.004, help=rate)
-    option("--warmup", type=fraction, default=0.05, help="share of the steps in which it rises")
+    option("--warmup", **share, default=0.05, help="share of the steps in which it rises")
     option("--weight-decay", type=nonnegative_float, default=0.1, help="of Adam, decoupled")
-    option(
-        "--max-norm",
-        type=nonnegative_float,
-        default=1.0,
-        help="to which gradients are clipped; 0: any",
-    )
+    help = "to which the norm of all gradients is clipped; 0: to none"
+    option("--max-norm", type=nonnegative_float, default=1.0, help=help)
     help = "write so many characters, and train nothing"
     option("--sample", type=positive_int, metavar="N", help=help)
     option("--from", **file, dest="source", help="params.npz of a training, for --sample")
@@ -79,7 +70,7 @@ def parse_options(arguments=None):
     option("--output", type=command_line.folder, default="runs/text", help="folder for the results")
     training.add_options(parser, checkpoint_every=10)
     options = parser.parse_args(arguments)
-    options = argparse.Namespace(**SIZES[options.model] | vars(options))
+    options = argparse.Namespace(**{"data": []} | SIZES[options.model] | vars(options))
     if (options.sample is None) != (options.source is None):
         parser.error("arguments --sample and --from: expected both or none")
     if options.model == "gpt" and options.dim % options.heads:
@@ -115,7 +106,7 @@ def make_writer(options, model, note, length):
 
 def read_text(options):
     """The text as tokens, and its vocabulary, the sorted characters."""
-    whole = text.read(options.data or [])
+    whole = text.read(options.data)
     vocabulary = "".join(sorted({*whole}))
     least = 10 * (options.context + 1)  # of which a tenth has a window for validation
     if len(whole) < least:
