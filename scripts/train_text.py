@@ -76,6 +76,7 @@ def parse_options(arguments=None):
     if options.model == "gpt" and options.dim % options.heads:
         dims = f"{options.dim} features and {options.heads} heads"
         parser.error(f"argument --heads: expected heads that divide the features, got {dims}")
+    parser.check_most("steps", options.steps * options.batch_size, 10**8, "10^8 windows an epoch")
     if options.sample is None:
         training.check_options(parser, options, FIGURES)
     return options

@@ -71,6 +71,7 @@ BAD = {
         "--model rnn": "argument --model: invalid choice: 'rnn' (choose from",
         "--dim 100 --heads 3": "argument --heads: expected heads that divide the features, got 100",
         "--context 0": "argument --context: expected an integer from 1 to 65536, got '0'",
+        "--steps 10000000": "argument --steps: expected at most 10^8 windows an epoch, got 32",
         "--temperature -1": "argument --temperature: expected a number from 0 to 3e38, got '-1'",
         "--top-k 0": "argument --top-k: expected an integer from 1",
         "--sample 100": "arguments --sample and --from: expected both or none",

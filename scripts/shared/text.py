@@ -160,24 +160,18 @@ def Tied(num_embeddings: int, dim: int, body: fnn.Layer) -> fnn.Layer:
 
 
 def make_gpt(size, *, layers, dim, heads, context, dropout, untied) -> fnn.Layer:
-    """Blocks of causal attention and a GELU network, initialised as GPT-2. Radford et al., 2019."""
-
-    def linear(dim_in, dim_out, std=0.02):
-        return fnn.Linear(dim_in, dim_out, weight_init=normal(std))
+    """Blocks of causal attention and a GELU network, as in GPT-2. Radford et al., 2019."""
+    drop = [fnn.Dropout(dropout)] if dropout else []
 
     def block(*inside):
         return fnn.Residual(fnn.Sequential(fnn.LayerNorm(dim), *inside, *drop))
 
-    drop = [fnn.Dropout(dropout)] if dropout else []
-
-    last_std = 0.02 / math.sqrt(2 * layers)  # because 2 * layers outputs are added up
-    attention = linear(dim, 3 * dim), fnn.Attention(heads, causal=True), linear(dim, dim, last_std)
-    network = linear(dim, 4 * dim), fnn.GELU(), linear(4 * dim, dim, last_std)
-    blocks = [block(*attention), block(*network)] * layers
+    attention = block(fnn.MultiHeadAttention(dim, heads, causal=True))
+    network = block(fnn.Linear(dim, 4 * dim), fnn.GELU(), fnn.Linear(4 * dim, dim))
+    blocks = [attention, network] * layers
     body = fnn.PositionalEmbedding(context, dim), *drop, *blocks, fnn.LayerNorm(dim)
     if untied:
-        embedding = fnn.Embedding(size, dim, weight_init=normal(0.02))
-        return fnn.Sequential(embedding, *body, linear(dim, size))
+        return fnn.Sequential(fnn.Embedding(size, dim), *body, fnn.Linear(dim, size))
     return Tied(size, dim, fnn.Sequential(*body))
 
 
