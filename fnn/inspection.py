@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,6 @@ from fnn._numerics import global_norm
 from fnn.combinators import Sequential
 from fnn.layer import Layer, check_is_layer
 from fnn.losses import Loss, check_is_loss
-
-OPENED_BY_SUMMARY = ("Sequential", "Residual", "Parallel", "StochasticDepth")
 
 
 def count_params(params: Any) -> int:
@@ -49,14 +47,14 @@ def summary(model: Layer, x_shape: tuple[int, ...], dtype: Any = jnp.float32) ->
             seen.update(kept)  # to keep the arrays alive, so that their ids stay unique
             num_bytes = sum(jnp.asarray(leaf).nbytes for leaf in kept.values())
             num_params = count_params(params) - sum(row[3] for row in rows[start:])
-            label = layer.name if layer.name in OPENED_BY_SUMMARY else _label(layer)
+            label = layer.name if _is_combinator(layer) else _label(layer)
             rows.append((place, label, str(y.shape), num_params, num_bytes))
             return y, residuals
 
         return layer._replace(forward=forward)
 
     def run(key, x):
-        opened = map_layers(counted, model, opened=OPENED_BY_SUMMARY)
+        opened = map_layers(counted, model, opened=_is_combinator)
         opened.forward(model.init(key), x, key)
 
     jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct(x_shape, dtype))
@@ -74,15 +72,15 @@ def map_layers(
     layer: Layer,
     place: str = "",
     *,
-    opened: Container[str] | None = None,
+    opened: Callable[[Layer], bool] | None = None,
 ) -> Layer:
     """`layer` with every layer inside it replaced by change(place, inner).
 
     Combinators and transforms are opened: rebuilt from changed layers, and then changed themselves,
-    except for Sequential. `opened` names those to be opened; by default it is all of them. place is
+    except for Sequential. `opened` says which are opened; by default it is all of them. place is
     "2.0" for the first layer of the third, and "2.Residual" for the layer in a Residual there.
     """
-    if not layer.layers or layer.rebuild is None or (opened and layer.name not in opened):
+    if not layer.layers or layer.rebuild is None or (opened and not opened(layer)):
         return change(place, layer)
     is_sequential = layer.rebuild is Sequential
     inside = [place] if is_sequential else [place, layer.name]
@@ -96,6 +94,11 @@ def map_layers(
         )
     )
     return changed if is_sequential else change(place, changed)
+
+
+def _is_combinator(layer):
+    """Whether its name begins with a capital letter, as every constructor's and no transform's."""
+    return layer.name[:1].isupper()
 
 
 def _label(layer):

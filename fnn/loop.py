@@ -264,6 +264,8 @@ def find_nonfinite_in_epoch(
     x: jax.Array,
     target: jax.Array,
     key: jax.Array,
+    *,
+    shuffle: bool = True,
 ) -> tuple[str, str] | None:
     """The layer and direction where an epoch first meets a NaN or an infinity, or None.
 
@@ -285,7 +287,8 @@ def find_nonfinite_in_epoch(
         params, inner = jax.tree.map(choose, new, (params, inner))
         return params, (inner, goes_on)
 
-    run_epoch = make_train_epoch(model, loss, Optimizer(optimizer.init, update), batch_size)
+    stopping = Optimizer(optimizer.init, update)
+    run_epoch = make_train_epoch(model, loss, stopping, batch_size, shuffle=shuffle)
     state = TrainState(state.params, (state.opt_state, jnp.array(True)))
     params = run_epoch(state, x, target, key)[0].params
     for start in range(0, len(x), EXAMPLES_AT_ONCE):

@@ -18,6 +18,7 @@ import pytest
 import record_pytorch
 import train_disk
 import train_mnist
+import train_text
 from processes import SCRIPTS
 from shared import command_line, pytorch
 
@@ -64,6 +65,18 @@ BAD = {
         "--data . --batch-size 0": "argument --batch-size: expected an integer from 1",
         "--data=": "argument --data: expected the name of a folder, got ''",
         "--data . --output /dev/null": "argument --output: cannot write /dev/null",
+    },
+    train_text: {
+        "--data": "argument --data: expected at least one argument",
+        "--model rnn": "argument --model: invalid choice: 'rnn' (choose from",
+        "--dim 100 --heads 3": "argument --heads: expected heads that divide the features, got 100",
+        "--context 0": "argument --context: expected an integer from 1 to 65536, got '0'",
+        "--steps 10000000": "argument --steps: expected at most 10^8 windows an epoch, got 32",
+        "--temperature -1": "argument --temperature: expected a number from 0 to 3e38, got '-1'",
+        "--top-k 0": "argument --top-k: expected an integer from 1",
+        "--sample 100": "arguments --sample and --from: expected both or none",
+        "--from params.npz": "arguments --sample and --from: expected both or none",
+        "--output /dev/null": "argument --output: cannot write /dev/null",
     },
     grid_search: {
         "--rates": "argument --rates: expected at least one argument",

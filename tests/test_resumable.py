@@ -376,7 +376,7 @@ def run_epochs(folder, *arguments, bad_epoch=0, bad_loss=0, interruption=lambda 
 def place(monkeypatch):
     """Where the first number that is not finite is said to be."""
     found = "0 Linear(2, 25)", "parameters"
-    monkeypatch.setattr(fnn, "find_nonfinite_in_epoch", lambda *arguments: found)
+    monkeypatch.setattr(fnn, "find_nonfinite_in_epoch", lambda *arguments, **options: found)
 
 
 def test_one_loss_that_is_not_finite_ends_the_run(tmp_path, capsys, place):

@@ -16,7 +16,7 @@ import processes
 import pytest
 import train_disk
 from processes import SCRIPTS
-from shared import disk, training
+from shared import command_line, disk, training
 
 import fnn
 
@@ -315,9 +315,9 @@ def test_a_network_that_says_one_class_for_all_is_told(tmp_path, capsys):
 
 
 def test_classes_are_compared_with_the_labels():
-    assert training.collapse([1, 1], [0, 1])
-    assert not training.collapse([1, 1], [1, 1])
-    assert not training.collapse([0, 1], [0, 1])
+    assert command_line.collapse([1, 1], [0, 1])
+    assert not command_line.collapse([1, 1], [1, 1])
+    assert not command_line.collapse([0, 1], [0, 1])
 
 
 def test_no_option_is_changed(tmp_path, monkeypatch):

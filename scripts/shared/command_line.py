@@ -97,6 +97,13 @@ def format_metrics(columns: Iterable[str], metrics: Iterable[float]) -> list[str
     return [f"{value:.{n}g}" for value, n in zip(metrics, digits, strict=True)]
 
 
+def collapse(predicted: Sequence[int], labels: Sequence[int]) -> str:
+    """What the summary line adds if all predictions are one class and the labels are not."""
+    if len({*predicted}) == 1 < len({*labels}):
+        return f"; the network has collapsed: it says class {predicted[0]} for all test examples"
+    return ""
+
+
 def tell(message: str, start: str = "") -> None:
     """Print `start`, the script's name and the message as a line on stderr, if there is one."""
     if sys.stderr is None:  # print would take stdout for it

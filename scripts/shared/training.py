@@ -30,6 +30,7 @@ NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
     *("start_timeout", "epoch_timeout"),
+    *("prompt", "temperature", "top_k", "sample", "source"),
 )
 # JAX's own options that change the results, and their defaults.
 JAX_SETTINGS = {
@@ -126,7 +127,7 @@ def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
             text, predicted, labels = summary
             seconds = f"{time.monotonic() - started:.1f} seconds"
             steps = f"{options.epochs} epochs, {trained.num_steps} steps"
-            print(f"{text}, {steps}, {seconds}{collapse(predicted, labels)}")
+            print(f"{text}, {steps}, {seconds}{command_line.collapse(predicted, labels)}")
         return trained.status
 
     if not options.fast:
@@ -177,6 +178,7 @@ def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
 def run_epochs(
     options, interruption, run_epoch, parts, state, data, key,
     *, data_checksum, description, columns, progress, remedy,
+    draw_examples=None, note=None, at_checkpoint=lambda number, params: None,
 ) -> Trained:  # fmt: skip
     """Run fnn.run_epochs, resume if asked to, write metrics.csv, show progress, tell an early end.
 
@@ -189,6 +191,11 @@ def run_epochs(
         columns: the names of the metrics.
         progress: the format of the text after an epoch, made of the metrics and the time left.
         remedy: what the user can do if numbers are not finite.
+        draw_examples: (data, key) -> x and target of an epoch, in the order of its steps. By
+            default they are those of the training set, in random order.
+        note: what params.npz says beside the parameters, for fnn.read_note.
+        at_checkpoint: (number of the epoch, params) is called in the first process, after every
+            checkpoint before the last epoch.
 
     Raises:
         UserError: the checkpoint is corrupt or is another run's, or a process has other data.
@@ -231,8 +238,10 @@ def run_epochs(
             return jax.block_until_ready(run_numbered_epoch(data, key, state, number))
 
     def diagnose(state, number):
-        batches = *data[0][:2], jax.random.fold_in(key, number)
-        return fnn.find_nonfinite_in_epoch(*parts, options.batch_size, state, *batches)
+        epoch_key = jax.random.fold_in(key, number)
+        x, target = draw_examples(data, epoch_key) if draw_examples else data[0][:2]
+        arguments = *parts, options.batch_size, state, x, target, epoch_key
+        return fnn.find_nonfinite_in_epoch(*arguments, shuffle=not draw_examples)
 
     def write_metrics():
         if is_first:
@@ -258,6 +267,8 @@ def run_epochs(
                 number, state, history = epoch
                 if number % options.checkpoint_every == 0:
                     write_metrics()
+                    if is_first and number < options.epochs:
+                        at_checkpoint(number, jax.device_get(state.params))
                 rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
                 text = progress.format(*history[-1].values(), rest=rest)
                 width = len(str(options.epochs))
@@ -271,7 +282,7 @@ def run_epochs(
         tell(problem + (f"; {options.output} has the results so far" if is_first else ""))
     params = jax.device_get(state.params)
     if is_first:
-        fnn.save(options.output / "params.npz", params)
+        fnn.save(options.output / "params.npz", params, note=note)
     return Trained(params, [[*row.values()] for row in history], status, num_steps)
 
 
@@ -287,10 +298,3 @@ def checksum(tree: Any) -> int:
     arrays = jax.device_get(jax.tree.leaves(tree))
     start = zlib.crc32(repr([*map(jnp.shape, arrays)]).encode())
     return functools.reduce(lambda value, array: zlib.crc32(array, value), arrays, start)
-
-
-def collapse(predicted: Sequence[int], labels: Sequence[int]) -> str:
-    """What the summary line adds if all predictions are one class and the labels are not."""
-    if len({*predicted}) == 1 < len({*labels}):
-        return f"; the network has collapsed: it says class {predicted[0]} for all test examples"
-    return ""
