@@ -47,9 +47,11 @@ def test_the_quoted_message_is_the_one_that_is_printed(printed):
     assert quoted[1].replace("\n# ", " ") in printed
 
 
-def test_the_quoted_summary_is_the_one_that_is_printed(printed):
-    quoted = re.search(r"^# ( +layer .*?\n# +total.*?)$", README, re.DOTALL | re.MULTILINE)
-    assert quoted[1].replace("\n# ", "\n") in printed
+def test_the_quoted_summaries_are_the_ones_that_are_printed(printed):
+    quoted = re.findall(r"^# ( +layer .*?\n# +total.*?)$", README, re.DOTALL | re.MULTILINE)
+    assert len(quoted) == 2
+    for table in quoted:
+        assert table.replace("\n# ", "\n") in printed
 
 
 def test_the_quoted_traces_are_the_ones_that_are_printed(printed):
