@@ -40,7 +40,8 @@ from fnn.losses import Loss
 from fnn.optimizers import Optimizer
 from fnn.training import TrainState
 
-EXAMPLES_AT_ONCE = 1000  # whose saved tensors find_nonfinite_in_epoch keeps
+# find_nonfinite_in_epoch keeps the saved tensors of a batch, and of 100 to 1000 examples.
+FEWEST_AT_ONCE, MOST_AT_ONCE = 100, 1000
 
 
 class Epoch(NamedTuple):
@@ -271,7 +272,7 @@ def find_nonfinite_in_epoch(
 
     The epoch runs once more from `state`, up to the first step whose gradients are not finite.
     fnn.find_nonfinite then looks at all examples, with the parameters before that step. The
-    arguments are those of make_train_epoch and of the function that it returns.
+    arguments, shuffle too, are those of make_train_epoch and of the function that it returns.
 
     Shapes: x (n, ...), target (n, ...), as the model and the loss take them.
 
@@ -291,8 +292,9 @@ def find_nonfinite_in_epoch(
     run_epoch = make_train_epoch(model, loss, stopping, batch_size, shuffle=shuffle)
     state = TrainState(state.params, (state.opt_state, jnp.array(True)))
     params = run_epoch(state, x, target, key)[0].params
-    for start in range(0, len(x), EXAMPLES_AT_ONCE):
-        part = slice(start, start + EXAMPLES_AT_ONCE)
+    size = min(max(batch_size, FEWEST_AT_ONCE), MOST_AT_ONCE)
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
         if place := find_nonfinite(model, loss, params, x[part], target[part]):
             return place
     return None
