@@ -1,4 +1,8 @@
-"""calibrate: the statistics with which BatchNorm evaluates."""
+"""calibrate: the statistics with which BatchNorm evaluates.
+
+The layers inside the model are replaced by ones whose backward gives new params in place of grads.
+Then one forward and one backward pass through the model give the params that calibrate returns.
+"""
 
 import functools
 from typing import Any
@@ -6,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import as_array
+from fnn._checks import as_array, check_integer
 from fnn._numerics import upcast
 from fnn.inspection import map_layers
 from fnn.layer import Layer, check_is_layer, type_of
 from fnn.training import predict
 
-# Around a layer that gives params in place of grads, they would round them or make them 0.
-LEFT_OUT = ("with_compute_dtype", "freeze")
+# They would change the params that a layer gives in place of grads, and not what it computes.
+LEFT_OUT = ("with_compute_dtype", "per_example")
 
 
 def calibrate(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None = None) -> Any:
@@ -22,7 +26,8 @@ def calibrate(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None
     Afterwards the model without a key computes for x what it computes with one, except for Dropout
     and the like: they are in evaluation mode while x is measured. So call it after the training,
     with the training examples, and again after the parameters have changed. The other parameters
-    stay as they are. Wu and Johnson, 2021, compare this with running averages.
+    stay as they are. Wu and Johnson, 2021, compare this with running averages. A frozen
+    BatchNorm is measured like any other.
 
     It is one forward pass. Each BatchNorm gets the numbers that the layers before it make of all
     x, normalized by their new statistics. Its variance has the divisor N, as in training, where
@@ -36,9 +41,12 @@ def calibrate(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None
 
     Raises:
         ValueError: `model` is not a Layer; batch_size is not a positive integer; a channel has
-            fewer than two numbers; what the layers raise for this x.
+            fewer than two numbers; the examples are coupled by a layer that is not a BatchNorm, or
+            that does not show its inside; what the layers raise for this x.
     """
     check_is_layer("calibrate", model)
+    if batch_size is not None:
+        check_integer("calibrate", "batch_size", batch_size, 1)
     x = as_array("calibrate", "x", x)
     measuring = map_layers(functools.partial(_measuring, batch_size), model)
     y, residuals = measuring.forward(params, x)
@@ -48,12 +56,16 @@ def calibrate(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None
 
 def _measuring(batch_size, place, layer):
     """The layer in evaluation mode, whose backward gives new params in place of grads."""
-    if layer.name in LEFT_OUT:
+    # A transform that changes backward alone would change the params that are given for grads.
+    changes_backward_alone = layer.layers and layer.forward is layer.layers[0].forward
+    if changes_backward_alone or layer.name in LEFT_OUT:
         return layer.layers[0]
-    if layer.layers:
+    if layer.layers and layer.rebuild:
         return layer
-    if layer.name.startswith("BatchNorm("):
+    if layer.couples_examples and layer.name.startswith("BatchNorm("):
         return _measuring_batch_norm(layer)
+    if layer.couples_examples:
+        raise ValueError(f"calibrate: expected a BatchNorm at {place!r}, got {layer.name}")
 
     def forward(params, x, key=None):
         return predict(layer, params, x, batch_size=batch_size), type_of(x)

@@ -88,7 +88,7 @@ def one_cycle(
 ) -> Schedule:
     """Half a cosine up to the peak, and half a cosine down (Smith and Topin, 2018):
 
-        start = peak / div_factor         at step 0
+        start = peak / div_factor         at step 0, if pct_start * total_steps > 1
         peak                              at step pct_start * total_steps - 1
         start / final_div_factor          from step total_steps - 1 on
 
@@ -136,7 +136,9 @@ def warmup(schedule: float | jax.Array | Schedule, steps: int) -> Schedule:
             integer or not one. Traced values pass.
     """
     steps = check_integer("warmup", "steps", steps, 0)
-    schedule = schedule if callable(schedule) else constant(schedule)
+    if not callable(schedule):
+        check_nonnegative("warmup", "schedule", schedule)
+        schedule = constant(schedule)
 
     def rate(step):
         after = jnp.asarray(step, int) - jnp.asarray(steps, int)

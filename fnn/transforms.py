@@ -7,7 +7,7 @@ not a Layer.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,15 @@ from fnn._checks import (
     note_on_error,
 )
 from fnn._numerics import cast_floating, clipping_factor, norm, upcast
-from fnn.layer import Layer, check_is_layer, fold_key, transformed, type_of
+from fnn._sharing import each_array_once, put_together
+from fnn.layer import (
+    Layer,
+    check_is_layer,
+    fold_key,
+    is_statistic,
+    transformed,
+    type_of,
+)
 
 
 def remat(layer: Layer) -> Layer:
@@ -87,11 +95,11 @@ def repeat(layer: Layer, n: int) -> Layer:
             index, params = copy
             y, residuals = layer.forward(params, x, fold_key(key, index))
             check_alike("y to be like x", x, y)
-            return y, _each_array_once(residuals)
+            return y, each_array_once(residuals)
 
         with note_on_error("in repeat, forward"):
             y, (arrays, sharing) = jax.lax.scan(step, x, (jnp.arange(n), params))
-        return y, (_rebuild(arrays, sharing), type_of(y))
+        return y, (put_together(arrays, sharing), type_of(y))
 
     def backward(params, residuals, dy):
         check_copies(params)
@@ -116,8 +124,9 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     """The layer with params, x and dy converted to dtype, and y, grads and dx converted back.
 
     Changes precision. Parameters and grads keep their own dtype, y and dx have x's dtype, and
-    everything between, residuals too, has `dtype`. Around a whole model it converts only at the two
-    ends. For an x of integers, y has `dtype`. Micikevicius et al., 2018.
+    everything between, residuals too, has `dtype`. Statistics are not converted: BatchNorm's "mean"
+    and "var". Around a whole model it converts only at the two ends. For an x of integers, y has
+    `dtype`. Micikevicius et al., 2018.
 
     float16 has no numbers below 6e-8, so the derivatives of a mean over many examples become 0 in
     it. Scale the loss, Loss(loss.forward, lambda kept: 1000 * loss.backward(kept)), and divide the
@@ -133,15 +142,21 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     if not is_allowed:
         raise ValueError(f"with_compute_dtype: expected a floating dtype, got {dtype!r}")
 
+    def cast_params(params):
+        # float16 may not hold a variance.
+        return jax.tree.map_with_path(
+            lambda path, leaf: leaf if is_statistic(path) else cast_floating(leaf, dtype), params
+        )
+
     def forward(params, x, key=None):
         x = as_array("with_compute_dtype", "x", x)
-        y, residuals = layer.forward(*cast_floating((params, x), dtype), key)
+        low_params, low_x = cast_params(params), cast_floating(x, dtype)
+        y, residuals = layer.forward(low_params, low_x, key)
         return (y.astype(x.dtype) if is_floating(x) else y), (residuals, type_of(x))
 
     def backward(params, residuals, dy):
         residuals, x_type = residuals
-        low_params, low_dy = cast_floating((params, dy), dtype)
-        grads, dx = layer.backward(low_params, residuals, low_dy)
+        grads, dx = layer.backward(cast_params(params), residuals, cast_floating(dy, dtype))
         grads = jax.tree.map(lambda grad, leaf: grad.astype(jnp.asarray(leaf).dtype), grads, params)
         return grads, dx.astype(x_type.dtype)
 
@@ -154,6 +169,8 @@ def freeze(layer: Layer) -> Layer:
 
     Changes grads; dx is as before. Under jit no time is spent on the grads that are replaced.
     Raises a ValueError if `layer` is not a Layer.
+
+    A key goes on to the layer, so a frozen BatchNorm still normalizes by the batch in training.
 
     An optimizer may still move the parameters: by weight decay, and, if the layer was trained
     before, by the momentum in the optimizer's state. To freeze in the middle of a training, start
@@ -251,30 +268,6 @@ def _with_dx(layer, rebuild, change):
             return grads, change(upcast(dx)).astype(dx.dtype)
 
     return transformed(layer, rebuild, backward=backward)
-
-
-@jax.tree_util.register_static
-class _Sharing(NamedTuple):
-    """How a tree is made of a list of arrays: its structure, and each leaf's index in the list."""
-
-    structure: Any
-    indices: tuple[int, ...]
-
-
-def _each_array_once(tree):
-    """The arrays of a tree, each once, and how the leaves share them.
-
-    lax.scan would otherwise stack an array twice that is kept twice.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    arrays = {id(leaf): leaf for leaf in leaves}
-    positions = {key: index for index, key in enumerate(arrays)}
-    return list(arrays.values()), _Sharing(structure, tuple(positions[id(x)] for x in leaves))
-
-
-def _rebuild(arrays, sharing):
-    """The inverse of _each_array_once."""
-    return sharing.structure.unflatten(arrays[index] for index in sharing.indices)
 
 
 def _compute_again(function, *args):

@@ -170,3 +170,39 @@ def test_a_mesh_normalizes_by_the_whole_batch(axis_type):
     chex.assert_trees_all_close(
         step(*placed, fnn.replicate(mesh, KEY)), expected, rtol=1e-5, atol=1e-6
     )
+
+
+def test_calibration_changes_no_other_parameter_whatever_a_transform_does_to_grads():
+    def doubled(layer):
+        def backward(params, residuals, dy):
+            grads, dx = layer.backward(params, residuals, dy)
+            return jax.tree.map(lambda leaf: 2 * leaf, grads), dx
+
+        return fnn.layer.transformed(layer, doubled, backward=backward)
+
+    plain = fnn.Sequential(fnn.Linear(3, 3), fnn.BatchNorm(3))
+    given = plain.init(KEY)
+    expected = fnn.calibrate(plain, given, x)
+    for wrap in (doubled, fnn.freeze, fnn.per_example):
+        wrapped = fnn.Sequential(wrap(fnn.Linear(3, 3)), fnn.BatchNorm(3))
+        chex.assert_trees_all_equal(fnn.calibrate(wrapped, given, x), expected)
+    hidden = plain._replace(backward=plain.backward)
+    with pytest.raises(ValueError, match="calibrate: expected a BatchNorm at '', got Sequential"):
+        fnn.calibrate(hidden, given, x)
+
+
+def test_a_variance_beyond_float16_is_kept():
+    numbers = 400 * draw(1, (100, 1))
+    for layer in (
+        fnn.with_compute_dtype(fnn.BatchNorm(1), jnp.float16),
+        fnn.BatchNorm(1, dtype=jnp.float16),
+    ):
+        measured = fnn.calibrate(layer, layer.init(KEY), numbers)
+        assert measured["var"] > 1e5
+        y, in_training = (layer.forward(measured, numbers, key)[0] for key in (None, KEY))
+        assert jnp.allclose(y, in_training, atol=2e-3)
+
+
+def test_a_key_that_is_none_of_jaxs_is_refused():
+    with pytest.raises(ValueError, match=r"BatchNorm\(3\): expected a key such as"):
+        fnn.BatchNorm(3).forward(fnn.BatchNorm(3).init(KEY), x, False)

@@ -18,6 +18,7 @@ from fnn.layers._frame import without_params
 from fnn.layers._windows import (
     check_padding,
     check_places,
+    options_in_name,
     output_sizes,
     pads_of,
     split_axis,
@@ -71,7 +72,8 @@ def moving_pool(
     dilation = check_sizes(kind, "dilation", dilation, num_axes, 1)
     check_type(kind, ceil_mode, bool, "ceil_mode to be True or False")
     extents = tuple(d * (k - 1) + 1 for d, k in zip(dilation, window, strict=True))
-    name = f"{kind}({window}, {strides})"
+    options = options_in_name(padding=padding, dilation=dilation, ceil_mode=ceil_mode)
+    name = f"{kind}({window}, {strides}{options})"
 
     def windows_in(shape):
         axes = range(-1 - num_axes, -1)

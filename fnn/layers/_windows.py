@@ -96,3 +96,23 @@ def spread(
     config = [(0, 0, 0)] * array.ndim
     config[axis] = (start, length - end, stride - 1)
     return jax.lax.pad(array, jnp.asarray(fill, array.dtype), config)
+
+
+def options_in_name(**options: Any) -> str:
+    """ ", padding=1, groups=2": the options that are not the usual ones, for a layer's name.
+
+    Equal sizes of all axes are one number.
+    """
+    usual = {"stride": 1, "dilation": 1, "groups": 1, "bias": True, "count_include_pad": True}
+
+    def short(value):
+        if not isinstance(value, tuple):
+            return value
+        first, *others = map(short, value)
+        return first if all(other == first for other in others) else (first, *others)
+
+    texts = []
+    for what, value in options.items():
+        if short(value) not in ("VALID", usual.get(what, 0)):
+            texts.append(f", {what}={short(value)!r}")
+    return "".join(texts)

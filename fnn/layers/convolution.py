@@ -20,19 +20,10 @@ from fnn.layers._convolve import (
     swap_channels,
 )
 from fnn.layers._frame import with_params
-from fnn.layers._windows import check_padding, output_sizes, pads_of
+from fnn.layers._windows import check_padding, options_in_name, output_sizes, pads_of
 
 Sizes = int | Sequence[int]  # one for all spatial axes, or one for each
 Initializer = Callable[..., jax.Array]
-
-# The values of options that are not in a layer's name, because they are the usual ones.
-USUAL = {
-    "stride": (1,),
-    "padding": ("VALID", 0),
-    "output_padding": (0,),
-    "dilation": (1,),
-    "groups": (1,),
-}
 
 
 def Conv1d(
@@ -162,8 +153,9 @@ def convolution(
     if any(map(operator.ge, more, map(max, strides, dilations))):
         expected = "expected output_padding below the larger of stride and dilation"
         raise ValueError(f"{kind}: {expected}, got {options['output_padding']}")
-    chosen = [f", {what}={value!r}" for what, value in options.items() if value not in USUAL[what]]
-    name = f"{kind}({in_channels}, {out_channels}, {kernel}{''.join(chosen)})"
+    chosen = {"stride": strides, "padding": padding, "output_padding": more}
+    chosen |= {"dilation": dilations, "groups": groups, "bias": bias}
+    name = f"{kind}({in_channels}, {out_channels}, {kernel}{options_in_name(**chosen)})"
     spatial, window = ("depth", "height", "width")[3 - num_axes :], extents(kernel, dilations)
     axes = spatial if num_axes > 1 else ("length",)
 

@@ -93,7 +93,8 @@ def StochasticDepth(
         if key is None:
             return y, (residuals, None, type_of(y))
         y = check_array("StochasticDepth", "the layer's y", y, (...,))
-        mask = _draw_mask(fold_key(key, 1), rate, one_an_example(y))
+        with note_on_error(f"in StochasticDepth, for its axis={axis}"):
+            mask = _draw_mask(fold_key(key, 1), rate, one_an_example(y))
         return _drop(mask, y, rate), (residuals, mask, type_of(y))
 
     def backward(params, residuals, dy):

@@ -1,7 +1,6 @@
 """Gates: activations y = x g(x), which keep x, and GLU, whose gate is one half of x.
 
-All raise a ValueError for an x that is not floating, and for a dy of
-another shape than y.
+All raise a ValueError for an x that is not floating, and for a dy of another shape than y.
 """
 
 import math
@@ -91,7 +90,8 @@ def GLU(axis: int = -1) -> Layer:
     more memory than x, and y is usually free: a Linear that follows keeps the same array.
 
     Shapes: x of any shape with an even length 2 n along the axis, y with n there; params (). 16-bit
-    numbers are computed in float32.
+    numbers are computed in float32. s is kept in x's dtype, so in 16 bits db is inexact where s is
+    near 1.
 
     Raises:
         ValueError: axis is not an integer; x has no such axis, or one of an odd length.

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_integer, check_nonnegative
-from fnn._numerics import broadcast_last_axis, upcast
+from fnn._checks import check_array, check_integer, check_key, check_nonnegative
+from fnn._numerics import accumulation_dtype, broadcast_last_axis, upcast
 from fnn.layer import Layer
 from fnn.layers._frame import with_params
 
@@ -78,6 +78,7 @@ def GroupNorm(
 
     Args:
         num_axes: the number of spatial axes. torch.nn.GroupNorm takes all axes after the first two.
+            A sequence (batch, time, channels) needs num_axes=1: two axes would be batch and time.
 
     Raises:
         ValueError: a number is not a positive integer (num_axes may be 0); num_groups does not
@@ -128,16 +129,17 @@ def BatchNorm(num_channels: int, eps: float = 1e-5, *, dtype: Any = jnp.float32)
     Residuals: x; in training mode also each channel's mean and 1 / sqrt(variance + eps).
 
     Shapes: x, y (..., num_channels); params {"scale", "bias", "mean", "var"}, each
-    (num_channels,), ones, zeros, zeros and ones of `dtype`.
+    (num_channels,), ones, zeros, zeros and ones of `dtype`; mean and var in float32 for 16 bits.
 
     Raises:
-        ValueError: in training mode, a channel has fewer than two numbers; otherwise as LayerNorm.
+        ValueError: in training mode, a channel has fewer than two numbers, as in an epoch's last
+            batch of one example; otherwise as LayerNorm.
     """
     num_channels = check_integer("BatchNorm", "num_channels", num_channels, 1)
     check_nonnegative("BatchNorm", "eps", eps)
     name, shape = f"BatchNorm({num_channels})", (num_channels,)
     params = {"scale": (shape, ones), "bias": (shape, zeros)}
-    params |= {"mean": (shape, zeros), "var": (shape, ones)}
+    params |= {"mean": (shape, _in_wide_dtype(zeros)), "var": (shape, _in_wide_dtype(ones))}
 
     def from_params(params, wide):
         # To jax.jvp they are constants too.
@@ -158,8 +160,10 @@ def BatchNorm(num_channels: int, eps: float = 1e-5, *, dtype: Any = jnp.float32)
 
     def forward(params, x, key=None):
         x = check_array(name, "x", x, (..., num_channels))
-        wide = upcast(x)
-        measured = None if key is None else from_batch(wide)
+        wide, measured = upcast(x), None
+        if key is not None:
+            check_key(name, key)
+            measured = from_batch(wide)
         n = normalize(wide, *(measured or from_params(params, wide)))
         scale, bias = (broadcast_last_axis(params[entry], wide) for entry in ("scale", "bias"))
         return (n * scale + bias).astype(x.dtype), (x, measured)
@@ -186,6 +190,11 @@ def BatchNorm(num_channels: int, eps: float = 1e-5, *, dtype: Any = jnp.float32)
     return with_params(name, params, dtype, forward, backward, uses_key=True, couples_examples=True)
 
 
+def _in_wide_dtype(initializer):
+    """The initializer for numbers that 16 bits may not hold."""
+    return lambda key, shape, dtype: initializer(key, shape, accumulation_dtype(dtype))
+
+
 def _over_last_axes(kind, dim, eps, dtype, centered):
     lengths = dim if isinstance(dim, tuple | list) else (dim,)
     shape = tuple(check_integer(kind, "dim", length, 1) for length in lengths)
@@ -199,6 +208,7 @@ def _over_last_axes(kind, dim, eps, dtype, centered):
 def _over_groups(name, num_groups, num_channels, eps, num_axes, dtype):
     kind = name.partition("(")[0]
     num_axes = check_integer(kind, "num_axes", num_axes, 0)
+    name = name if num_axes == 2 else f"{name[:-1]}, num_axes={num_axes})"
     spatial = ("height", "width") if num_axes == 2 else ("n",) * num_axes
 
     def in_groups(array):

@@ -207,18 +207,19 @@ def _class_loss(name, reduction, evaluate, class_weights, ignore_index, label_sm
         labels = mark_invalid(target, classes)
         one_hot = jax.nn.one_hot(labels, classes, dtype=prediction.dtype)
         t = smooth_and_weigh(one_hot, weights)
-        t = jnp.where(jnp.expand_dims(labels < classes, -1), t, jnp.nan)
+        is_ignored = jnp.zeros_like(labels, bool)
+        if ignore_index is not None:
+            is_ignored = _equals(target, ignore_index)
+            t = jnp.where(jnp.expand_dims(is_ignored, -1), 0, t)
+        is_known = (labels < classes) | is_ignored
+        t = jnp.where(jnp.expand_dims(is_known, -1), t, jnp.nan)
         if weights is None and ignore_index is None:
             return (t,)
         counted = jnp.ones_like(labels, prediction.dtype)
         if weights is not None:
             sharding = sharding_of(labels)
             counted = weights.at[labels].get(mode="fill", fill_value=0, out_sharding=sharding)
-        if ignore_index is not None:
-            is_ignored = _equals(target, ignore_index)
-            t = jnp.where(jnp.expand_dims(is_ignored, -1), 0, t)
-            counted = jnp.where(is_ignored, 0, counted)
-        return t, jnp.sum(counted)
+        return t, jnp.sum(jnp.where(is_ignored, 0, counted))
 
     def smooth_and_weigh(t, weights):
         if is_smooth:

@@ -108,6 +108,7 @@ def CosineDistanceLoss(reduction: str = "mean") -> Loss:
     """
 
     def evaluate(prediction, target):
+        prediction, target = map(_of_infinities, (prediction, target))
         length, other = norm(prediction, -1), norm(target, -1)
         length, other = (jnp.where(a == 0, 1, a) for a in (length, other))
         x, t = prediction / length, target / other  # of length 1, or 0
@@ -116,3 +117,12 @@ def CosineDistanceLoss(reduction: str = "mean") -> Loss:
         return 1 - jnp.squeeze(cos, -1), jnp.where(is_zero, 0, cos * x - t) / length
 
     return make_loss("CosineDistanceLoss", reduction, evaluate, (..., "features"))
+
+
+def _of_infinities(vectors):
+    """The vectors; those with infinities as the direction in which they point, of huge length."""
+    infinite = jnp.isinf(vectors)
+    has_infinities = jnp.any(infinite, axis=-1, keepdims=True)
+    huge = jnp.finfo(vectors.dtype).max / 8
+    directions = jnp.where(infinite, jnp.sign(vectors) * huge, 0)
+    return jnp.where(has_infinities & ~jnp.isnan(vectors), directions, vectors)

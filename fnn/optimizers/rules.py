@@ -2,7 +2,7 @@
 
 Arithmetic runs in the parameter's dtype, or in float32 for 16-bit parameters.
 
-Weight decay leaves alone leaves named "mean" or "var" in a dict: BatchNorm's statistics.
+Leaves named "mean" or "var" in a dict do not decay: they are BatchNorm's statistics.
 
 learning_rate is a number, or a schedule step -> rate. The first step is 0.
 
@@ -39,8 +39,8 @@ def sgd(
         p = p - rate * (g + momentum * v)         if nesterov
         p = p - rate * v                          otherwise
 
-    Arithmetic runs in the parameter's dtype, or in float32 for 16-bit parameters. Weight decay
-    leaves alone leaves named "mean" or "var" in a dict: BatchNorm's statistics.
+    Arithmetic runs in the parameter's dtype, or in float32 for 16-bit parameters. Leaves named
+    "mean" or "var" in a dict do not decay: they are BatchNorm's statistics.
 
     PyTorch has the arguments in another order: lr, momentum, dampening, weight_decay, nesterov.
 

@@ -43,7 +43,7 @@ def with_l2(optimizer: Optimizer, factor: float | jax.Array) -> Optimizer:
     torch.optim.Adam and torch.optim.Adagrad. The weight_decay of fnn.adam acts beside the gradient
     instead. The sum is in float32 for 16-bit leaves. The state is the inner optimizer's.
 
-    It leaves alone leaves named "mean" or "var" in a dict: BatchNorm's statistics.
+    Leaves named "mean" or "var" in a dict have no penalty: they are BatchNorm's statistics.
 
     Raises:
         ValueError: `optimizer` is not an Optimizer; factor is negative or not finite (a traced one
@@ -84,11 +84,12 @@ def only(
 
         fnn.only(
             fnn.adam(1e-3, weight_decay=0.01),
-            where=lambda path, leaf: leaf.ndim > 1,
+            where=lambda path, leaf: path.endswith("W"),
             otherwise=fnn.adam(1e-3),
         )
 
-    A norm such as clip_by_global_norm's is over all leaves outside of `only`, and over the
+    Go by names rather than by leaf.ndim: in a repeat each leaf has one axis more. A norm such as
+    clip_by_global_norm's is over all leaves outside of `only`, and over the
     optimizer's own leaves inside.
 
     Args:
@@ -175,7 +176,8 @@ def with_moving_average(optimizer: Optimizer, decay: float | jax.Array) -> Optim
         scores = fnn.predict(model, state.opt_state.average, x)
 
     For 16-bit params it is in float32. BatchNorm's statistics are averaged as all leaves are;
-    fnn.calibrate computes those that belong to the average.
+    fnn.calibrate computes those that belong to the average. fnn.fit evaluates and returns params,
+    and not the average.
 
     Raises:
         ValueError: `optimizer` is not an Optimizer; decay is not in [0, 1) (a traced one passes);
