@@ -29,6 +29,7 @@ def in_float64():
         yield
 
 
+@functools.cache
 def drawn(name):
     """The model, its parameters, and images."""
     model = SMALL[name]()
