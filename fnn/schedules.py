@@ -130,6 +130,7 @@ def warmup(schedule: float | jax.Array | Schedule, steps: int) -> Schedule:
 
     The schedule's own steps are counted after the warm-up. The warmup_steps of cosine_decay count
     in its total_steps: cosine_decay(peak, n, k) is warmup(cosine_decay(peak, n - k), k).
+    torch.optim.lr_scheduler.LinearLR starts from a third of the rate by default.
 
     Raises:
         ValueError: the schedule is a number that is negative or not finite; steps is a negative

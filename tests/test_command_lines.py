@@ -16,6 +16,7 @@ import grid_search
 import processes
 import pytest
 import record_pytorch
+import record_torchvision
 import train_disk
 import train_mnist
 import train_text
@@ -101,6 +102,9 @@ BAD = {
         "": "the following arguments are required: file",
         "values.json stray": "unrecognized arguments: stray",
         "values.json": "PyTorch is not installed; 'pip install torch' installs it",
+    },
+    record_torchvision: {
+        "values.json": "torchvision is not installed; 'pip install torchvision' installs it",
     },
     benchmark: {
         "--groups fast": "argument --groups: invalid choice: 'fast'",

@@ -12,6 +12,7 @@ def Flatten(*, num_axes: int = 3) -> Layer:
 
     Shapes: x (..., height, width, channels), y (..., height * width * channels) by default; params
     (). The axes before them stay, so an image without a batch axis is flattened as any other.
+    torch.nn.Flatten merges all axes after the first by default.
 
     Raises:
         ValueError: num_axes is not a positive integer; x has fewer axes; dy has another shape

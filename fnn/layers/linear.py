@@ -46,7 +46,8 @@ def Linear(
         weight_init: a function (key, shape, dtype) -> array, such as fnn.lecun_normal or
             jax.nn.initializers.he_normal(). It is called with JAX's shape (dim_in, dim_out), and W
             is the transpose of what it draws.
-        bias_init: the same for b, called with (dim_out,).
+        bias_init: the same for b, called with (dim_out,). torch.nn.Linear draws W and b uniformly
+            from +-1 / sqrt(dim_in).
         dtype: the dtype of the parameters.
 
     Raises:

@@ -45,7 +45,8 @@ def sgd(
     PyTorch has the arguments in another order: lr, momentum, dampening, weight_decay, nesterov.
 
     Args:
-        learning_rate: a number, or a schedule step -> rate. The first step is 0.
+        learning_rate: a number, or a schedule step -> rate. The first step is 0. Unlike in
+            PyTorch, no optimizer has a default.
 
     Raises:
         ValueError: a number is negative or not finite (traced values pass); nesterov without

@@ -15,7 +15,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float | jax.Array) -> Op
     """The optimizer that gets grads * min(1, max_norm / norm) in place of grads.
 
     norm = sqrt(sum of grad^2) over every element of every leaf. Pascanu et al., 2013. The state is
-    the inner optimizer's.
+    the inner optimizer's. torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm.
 
     Raises:
         ValueError: `optimizer` is not an Optimizer; max_norm is not a finite number above 0 (a
