@@ -58,7 +58,9 @@ from fnn.schedules import (
 )
 from fnn.sequences import MultiHeadAttention, reverse_time
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
-from fnn.statistics import linear_squared_norms, per_example
+from fnn.statistics import (
+    linear_squared_norms, per_example, second_moments, squared_norms,
+)
 from fnn.testing import check_layer, check_loss
 from fnn.tracing import trace
 from fnn.training import (
@@ -89,7 +91,8 @@ __all__ = [
     "observe", "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant",
     "predict", "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat",
     "replace_file", "replicate", "reverse_time", "rmsprop", "run_epochs", "sample_disk", "save",
-    "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
-    "summary", "time_left", "top_k_accuracy", "trace", "warmup", "with_compute_dtype",
-    "with_l2", "with_moving_average", "xavier_normal", "xavier_uniform", "zeros",
+    "scale_gradient", "second_moments", "sgd", "shard_batch", "split", "squared_norms",
+    "standard_normal", "standardize", "summary", "time_left", "top_k_accuracy", "trace",
+    "warmup", "with_compute_dtype", "with_l2", "with_moving_average", "xavier_normal",
+    "xavier_uniform", "zeros",
 ]
