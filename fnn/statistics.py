@@ -86,6 +86,12 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
     return _with_statistic("squared_norms", model, SQUARED_NORMS | (rules or {}), _squares)
 
 
+def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
+    """The model with its own grads, and with the residuals of squared_norms(model, rules)."""
+    kept = dict.fromkeys(SQUARED_NORMS | (rules or {}))
+    return _with_statistic("squared_norms", model, kept, lambda grads: jnp.sum(grads, axis=0))
+
+
 def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
     """The model with the sum over the examples of grad^2, element by element.
 
@@ -99,17 +105,20 @@ def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Lay
 
 
 def _with_statistic(name, model, rules, of_examples):
-    """The model whose layers have the statistic of a rule, or of_examples(grads of per_example)."""
+    """The model whose layers have the statistic of a rule, or of_examples(grads of per_example).
+
+    A rule of None leaves the layer as it is.
+    """
     _check_each_by_itself(name, model)
 
     def change(place, layer):
-        rule = rules.get(layer.name.partition("(")[0])
+        kind = layer.name.partition("(")[0]
+        if kind not in rules:
+            is_opened = layer.layers and layer.rebuild
+            return layer if is_opened else _through_per_example(layer, of_examples)
+        rule = rules[kind]
         if rule is None:
-            return (
-                layer
-                if layer.layers and layer.rebuild
-                else _through_per_example(layer, of_examples)
-            )
+            return layer
 
         def backward(params, residuals, dy):
             _, dx = layer.backward(params, residuals, dy)
