@@ -63,8 +63,13 @@ LAYERS = {
         lambda: fnn.Conv2d(1, 2, 2, stride=2, padding=(3, 1), bias=False), (3, 4, 1), (4, 3, 2)
     ),
     "MaxPool2d": LayerCase(lambda: fnn.MaxPool2d(2), (5, 4, 2), (2, 2, 2)),
-    "MaxPool2d-overlapping": LayerCase(lambda: fnn.MaxPool2d((3, 2), 1), (4, 4, 2), (2, 3, 2)),
+    "MaxPool2d-padded": LayerCase(
+        lambda: fnn.MaxPool2d((3, 2), (2, 1), padding=1), (4, 3, 2), (2, 4, 2)
+    ),
     "AvgPool2d": LayerCase(lambda: fnn.AvgPool2d((2, 1)), (5, 4, 2), (2, 4, 2)),
+    "GlobalMaxPool": LayerCase(fnn.GlobalMaxPool, (4, 3, 2), (2,)),
+    "Upsample": LayerCase(lambda: fnn.Upsample((2, 3), "linear"), (3, 2, 2), (6, 6, 2)),
+    "Pad": LayerCase(lambda: fnn.Pad(((1, 2), 1), "reflect"), (3, 4, 2), (6, 6, 2)),
     "Flatten": LayerCase(fnn.Flatten, (2, 3, 4), (24,)),
     "LayerNorm": LayerCase(lambda: fnn.LayerNorm(3), (3,), (3,)),
     "RMSNorm": LayerCase(lambda: fnn.RMSNorm(3), (3,), (3,)),
@@ -122,6 +127,30 @@ LAYERS = {
 # Layers with options of those above. The tests of exactness and of cost run over them too, and the
 # other properties do not.
 VARIANTS: dict[str, LayerCase] = {
+    "MaxPool1d-overlapping": LayerCase(lambda: fnn.MaxPool1d(3, 1), (6, 2), (4, 2)),
+    "MaxPool1d-dilated": LayerCase(
+        lambda: fnn.MaxPool1d(3, 2, padding=((0, 2),), dilation=2), (8, 2), (3, 2)
+    ),
+    "MaxPool2d-ceil": LayerCase(
+        lambda: fnn.MaxPool2d((2, 3), (3, 2), padding="SAME", ceil_mode=True), (4, 5, 2), (2, 3, 2)
+    ),
+    "MaxPool2d-large": LayerCase(lambda: fnn.MaxPool2d((9, 2), (2, 1)), (12, 3, 2), (2, 2, 2)),
+    "MaxPool2d-many": LayerCase(lambda: fnn.MaxPool2d(9, 1), (10, 10, 1), (2, 2, 1)),
+    "MaxPool3d": LayerCase(lambda: fnn.MaxPool3d((1, 2, 2)), (2, 4, 5, 2), (2, 2, 2, 2)),
+    "GlobalMaxPool-large": LayerCase(lambda: fnn.GlobalMaxPool(1), (17, 2), (2,)),
+    "AvgPool1d-same": LayerCase(
+        lambda: fnn.AvgPool1d(3, 2, padding="SAME", count_include_pad=False), (6, 2), (3, 2)
+    ),
+    "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
+    "AvgPool2d-padded": LayerCase(
+        lambda: fnn.AvgPool2d((3, 9), 2, padding=(1, 4), ceil_mode=True), (5, 9, 2), (3, 5, 2)
+    ),
+    "AvgPool3d": LayerCase(lambda: fnn.AvgPool3d(2, 1), (3, 2, 4, 2), (2, 1, 3, 2)),
+    "GlobalAvgPool": LayerCase(fnn.GlobalAvgPool, (4, 3, 2), (2,)),
+    "Upsample-nearest": LayerCase(lambda: fnn.Upsample(2), (2, 3, 2), (4, 6, 2)),
+    "Upsample-linear-signal": LayerCase(lambda: fnn.Upsample((4,), "linear"), (3, 2), (12, 2)),
+    "Pad-constant": LayerCase(lambda: fnn.Pad(((2, 1),), value=3.0), (4, 2), (7, 2)),
+    "Pad-edge": LayerCase(lambda: fnn.Pad(2, "edge"), (3, 2, 2), (7, 6, 2)),
     "Attention-causal": LayerCase(lambda: fnn.Attention(1, causal=True), (5, 6), (5, 2)),
     "Attention-in-blocks": LayerCase(lambda: fnn.Attention(1, causal=True), (130, 6), (130, 2)),
     "RNN": LayerCase(lambda: fnn.RNN(3, 2), (4, 3), (4, 2)),
@@ -135,7 +164,6 @@ VARIANTS: dict[str, LayerCase] = {
     "GroupNorm-time": LayerCase(lambda: fnn.GroupNorm(2, 4, num_axes=1), (3, 4), (3, 4)),
     "InstanceNorm": LayerCase(lambda: fnn.InstanceNorm(2), (3, 2, 2), (3, 2, 2)),
     "BatchNorm-in-training": LayerCase(lambda: with_key(fnn.BatchNorm(3)), (4, 3), (4, 3)),
-    "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
     "SELU": LayerCase(fnn.SELU, (3,), (3,)),
     "CELU": LayerCase(lambda: fnn.CELU(2.0), (3,), (3,)),
     "ReLU6": LayerCase(fnn.ReLU6, (3,), (3,)),

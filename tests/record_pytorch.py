@@ -178,6 +178,33 @@ def layers():
         forward = functools.partial(lambda f, x: f(x.movedim(-1, -3)).movedim(-3, -1), layer)
         yield record_layer(expression, x, layer, forward)
 
+    signal, image, volume = draw(1, 6, 2), draw(1, 4, 5, 1), draw(1, 2, 3, 2, 1)
+    zeros_and_ones = torch.randint(2, (1, 5, 4, 1)).double()
+    for expression, in_pytorch, x in [
+        ("MaxPool1d(3, stride=2, padding=1, dilation=2)", None, signal),
+        ("MaxPool2d(3, stride=2, padding=1, ceil_mode=True)", None, zeros_and_ones),
+        ("MaxPool2d((2, 3), stride=1, padding=(0, 1), dilation=(2, 1))", None, image),
+        ("MaxPool3d(2, stride=(1, 2, 1), padding=1, ceil_mode=True)", None, volume),
+        ("AvgPool1d(3, stride=2, padding=1, ceil_mode=True)", None, signal),
+        ("AvgPool2d((3, 2), stride=2, padding=(1, 0), ceil_mode=True)", None, image),
+        ("AvgPool2d(2, padding=1, ceil_mode=True, count_include_pad=False)", None, image),
+        ("AvgPool3d(2, padding=1)", None, volume),
+        ("GlobalAvgPool()", "AdaptiveAvgPool2d(1)", image),
+        ("GlobalMaxPool(1)", "AdaptiveMaxPool1d(1)", signal),
+        ("Upsample(2)", "Upsample(scale_factor=2)", image),
+        ("Upsample((3,), 'linear')", "Upsample(scale_factor=3, mode='linear')", signal),
+        ("Upsample((2, 3), 'linear')", "Upsample(scale_factor=(2, 3), mode='bilinear')", image),
+        ("Upsample((2, 1, 2), 'linear')", "Upsample(None, (2, 1, 2), 'trilinear')", volume),
+        ("Pad(((1, 2), (0, 1)), value=0.5)", "ConstantPad2d((0, 1, 1, 2), 0.5)", image),
+        ("Pad(((1, 2), 3), 'reflect')", "ReflectionPad2d((3, 3, 1, 2))", image),
+        ("Pad((2,), 'edge')", "ReplicationPad1d(2)", signal),
+    ]:
+        layer = in_torch(in_pytorch or expression)
+        forward = functools.partial(lambda f, x: f(x.movedim(-1, 1)).movedim(1, -1), layer)
+        if expression.startswith("Global"):
+            forward = functools.partial(lambda f, x: f(x.movedim(-1, 1)).flatten(1), layer)
+        yield record_layer(expression, x, layer, forward)
+
 
 def record_layer(expression, x, module, forward=None):
     """One forward and one backward pass of the module, or of a function that calls it."""

@@ -1,12 +1,9 @@
-import functools
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import pytest
 from cases import draw
-from test_costs import cost
 
 import fnn
 
@@ -48,45 +45,6 @@ def test_a_convolution_is_the_sum_of_its_definition():
     assert dx.shape == x.shape
 
 
-@pytest.mark.parametrize("window", [(2, 2), (2, 3), (7, 5), (14, 15)])
-@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-def test_windows_side_by_side_are_those_of_reduce_window(kind, window):
-    x = draw(1, (2, 15, 17, 3))
-    layer = getattr(fnn, kind)(window)
-    start, combine, scale = (-jnp.inf, jax.lax.max, 1)
-    if kind == "AvgPool2d":
-        start, combine, scale = (0.0, jax.lax.add, 1 / (window[0] * window[1]))
-
-    def reference(x):
-        sizes = 1, *window, 1
-        return scale * jax.lax.reduce_window(x, start, combine, sizes, sizes, "VALID")
-
-    @jax.jit
-    def both(x):
-        y, vjp = jax.vjp(reference, x)
-        ours, residuals = layer.forward((), x)
-        return (ours, layer.backward((), residuals, jnp.cos(y))[1]), (y, *vjp(jnp.cos(y)))
-
-    chex.assert_trees_all_close(*both(x), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-def test_cost_does_not_grow_with_windows_side_by_side(kind):
-    def costs(size):
-        def passes(x):
-            y, residuals = layer.forward((), x)
-            return layer.backward((), residuals, y)
-
-        layer = getattr(fnn, kind)(size)
-        lowered = jax.jit(passes).lower(jax.ShapeDtypeStruct((4, 60, 60, 8), jnp.float32))
-        return cost(passes, jnp.ones((4, 60, 60, 8)))[0], len(lowered.as_text())
-
-    with jax.default_device(jax.devices("cpu")[0]):
-        (flops, size), (most_flops, most_size) = costs(20), costs(10)
-    assert flops < 1.1 * most_flops
-    assert size < 1.1 * most_size
-
-
 def test_flatten_takes_as_many_axes_as_told():
     layer, x = fnn.Flatten(num_axes=2), draw(1, (5, 3, 4))
     y, residuals = layer.forward((), x)
@@ -123,46 +81,12 @@ def test_convolutions_have_the_order_of_axes_that_is_fast():
         (fnn.Conv2d(1, 2, 3, stride=2, padding="SAME"), (7, 4, 3, 2)),
         (fnn.Conv2d(1, 2, (7, 1), stride=[1, 4]), (7, 1, 2, 2)),
         (fnn.Conv2d(1, 2, 3, padding=5), (7, 15, 14, 2)),
-        (fnn.MaxPool2d(2), (7, 3, 3, 1)),
-        (fnn.MaxPool2d((7, 1), 1), (7, 1, 6, 1)),
-        (fnn.AvgPool2d(3, 2), (7, 3, 2, 1)),
         (fnn.Flatten(), (7, 42)),
     ],
 )
 def test_shapes_follow_from_size_stride_and_padding(layer, shape):
     y, _ = jax.eval_shape(lambda x: run(layer, x), jnp.ones((7, 7, 6, 1)))
     assert y.shape == shape
-
-
-def test_max_pooling_sends_dy_to_the_first_of_the_largest():
-    layer, x = fnn.MaxPool2d((2, 3), 2), jnp.array([[1, 4, 4, 0], [4, 2, 1, 9]], float)[..., None]
-    y, residuals = run(layer, x)
-    assert y.ravel().tolist() == [4]
-    _, dx = layer.backward((), residuals, jnp.array([[[5.0]]]))
-    assert dx[..., 0].tolist() == [[0, 5, 0, 0], [0, 0, 0, 0]]
-
-
-def test_pooling_of_overlapping_windows_adds_up_their_cotangents():
-    x, dy = jnp.arange(4.0).reshape(1, 4, 1), jnp.array([[[1.0], [2.0], [4.0]]])
-    for layer, expected in ((fnn.MaxPool2d((1, 2), 1), [0, 1, 2, 4]),):
-        _, dx = layer.backward((), run(layer, x)[1], dy)
-        assert dx.ravel().tolist() == expected
-    layer = fnn.AvgPool2d((1, 2), 1)
-    _, dx = layer.backward((), run(layer, x)[1], dy)
-    assert dx.ravel().tolist() == [0.5, 1.5, 3, 2]
-
-
-def test_pooling_keeps_nan_and_infinities_in_sight():
-    x = jnp.array([[jnp.nan, 1.0, -jnp.inf, -jnp.inf], [2.0, 3.0, -jnp.inf, 5.0]])[..., None]
-    y, residuals = run(fnn.MaxPool2d((1, 2)), x)
-    assert jnp.isnan(y[0, 0, 0])
-    assert y.ravel()[1:].tolist() == [-jnp.inf, 3, 5]
-    _, dx = fnn.MaxPool2d((1, 2)).backward((), residuals, jnp.ones((2, 2, 1)))
-    assert dx[..., 0].tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
-    large, x = fnn.MaxPool2d((1, 100)), jnp.arange(100.0).at[3].set(jnp.nan).reshape(1, 100, 1)
-    y, residuals = run(large, x)
-    assert jnp.isnan(y.item())
-    assert large.backward((), residuals, jnp.ones((1, 1, 1)))[1][0, 0, 0] == 1
 
 
 def test_residuals_are_as_small_as_can_be():
@@ -173,30 +97,7 @@ def test_residuals_are_as_small_as_can_be():
         return sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
 
     assert kept(fnn.Conv2d(3, 4, 3)) == x.nbytes
-    assert kept(fnn.MaxPool2d(2)) == 10 * 4 * 4 * 3  # a byte for each window
-    assert kept(fnn.AvgPool2d(2)) == kept(fnn.Flatten()) == 0
-    assert kept(fnn.MaxPool2d(20 // 2 - 2)) == 10 * 3
-
-
-@pytest.mark.parametrize("count", [256, 257, 400])
-def test_windows_of_more_than_256_places_are_told_apart(count):
-    x = jnp.arange(float(count)).reshape(1, count, 1)
-    layer = fnn.MaxPool2d((1, count))
-    _, dx = jax.jit(lambda x: layer.backward((), run(layer, x)[1], jnp.ones((1, 1, 1))))(x)
-    assert jnp.argmax(dx) == count - 1
-    assert dx.sum() == 1
-
-
-def test_means_of_16_bits_are_taken_in_float32():
-    """A sum of 324 ones stops at 256 when it accumulates in bfloat16."""
-    x, value = jnp.ones((35, 35, 1), jnp.bfloat16), 255 / 128
-    for stride in (None, 1):
-        layer = fnn.AvgPool2d(18, stride)
-        y, residuals = jax.jit(functools.partial(run, layer))(x)
-        assert jnp.all(y == 1)
-        _, dx = jax.jit(layer.backward)((), residuals, value * y)
-        assert dx[17, 17, 0] == jnp.bfloat16(value if stride else value / 324)
-        assert dx.dtype == jnp.bfloat16
+    assert kept(fnn.Flatten()) == 0
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -213,8 +114,6 @@ def test_messages_say_what_was_expected_and_what_came(wrap):
             r"expected x of shape \(..., height, width, 2\), got \(5, 2\)",
         ),
         (fnn.Conv2d(2, 3, 3), (2, 5, 2), r"expected x no smaller than the kernel, got \(2, 5, 2\)"),
-        (fnn.MaxPool2d(3), (2, 5, 2), r"MaxPool2d.* no smaller than the window, got \(2, 5, 2\)"),
-        (fnn.AvgPool2d(3), (5, 2), r"AvgPool2d.*: expected x of shape .*, got \(5, 2\)"),
         (fnn.Flatten(), (5, 2), r"Flatten\(\): expected x of shape .*, got \(5, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -230,71 +129,8 @@ def test_messages_say_what_was_expected_and_what_came(wrap):
         (lambda: fnn.Conv2d(1, 3, 3, stride=0), "expected stride to be an integer >= 1, got 0"),
         (lambda: fnn.Conv2d(1, 3, 3, padding=-1), "expected padding to be an integer >= 0"),
         (lambda: fnn.Conv2d(1, 3, 3, padding="same"), "expected padding 'VALID', 'SAME', an int"),
-        (lambda: fnn.MaxPool2d(0), "MaxPool2d: expected window to be an integer >= 1, got 0"),
-        (lambda: fnn.AvgPool2d(2, (1, 0)), "AvgPool2d: expected stride to be an integer >= 1"),
     ],
 )
 def test_constructors_refuse_what_makes_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize("stride", [1, 3])
-@pytest.mark.parametrize("window", [(9, 8), (11, 1), (13, 15)])
-@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-def test_large_windows_that_overlap_are_those_of_reduce_window(kind, window, stride):
-    x = draw(1, (2, 15, 17, 3)).round(1)  # so that many are equal
-    layer = getattr(fnn, kind)(window, stride)
-    start, combine, scale = (-jnp.inf, jax.lax.max, 1)
-    if kind == "AvgPool2d":
-        start, combine, scale = (0.0, jax.lax.add, 1 / (window[0] * window[1]))
-
-    def reference(x):
-        sizes, strides = (1, *window, 1), (1, stride, stride, 1)
-        return scale * jax.lax.reduce_window(x, start, combine, sizes, strides, "VALID")
-
-    @jax.jit
-    def both(x):
-        y, vjp = jax.vjp(reference, x)
-        ours, residuals = layer.forward((), x)
-        return (ours, layer.backward((), residuals, jnp.cos(y))[1]), (y, *vjp(jnp.cos(y)))
-
-    chex.assert_trees_all_close(*both(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-def test_the_program_of_overlapping_windows_does_not_grow_with_them(kind):
-    def size_and_flops(size):
-        layer = getattr(fnn, kind)(size, 1)
-
-        def passes(x):
-            y, residuals = layer.forward((), x)
-            return layer.backward((), residuals, y)
-
-        lowered = jax.jit(passes).lower(jax.ShapeDtypeStruct((2, 40, 40, 3), jnp.float32))
-        return len(lowered.as_text()), lowered.compile().cost_analysis()["flops"]
-
-    (size, flops), (most_size, most_flops) = size_and_flops(32), size_and_flops(9)
-    assert size < 1.5 * most_size
-    assert flops < 1.5 * most_flops
-
-
-def test_a_large_overlapping_window_keeps_nan_and_its_first_place():
-    layer, x = fnn.MaxPool2d((1, 70), 2), jnp.arange(72.0).at[30].set(jnp.nan).reshape(1, 72, 1)
-
-    @jax.jit
-    def passes(x):
-        y, residuals = run(layer, x)
-        return y, layer.backward((), residuals, jnp.ones((1, 2, 1)))[1]
-
-    y, dx = jax.device_get(passes(x))
-    assert (y != y).all()
-    assert dx.ravel().nonzero()[0].tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
-@pytest.mark.parametrize("size", [(2, 1), (9, 2), (9, 9)])
-def test_images_without_channels_are_pooled_to_nothing(kind, size):
-    layer, x = getattr(fnn, kind)(*size), jnp.ones((2, 20, 20, 0))
-    y, residuals = run(layer, x)
-    assert layer.backward((), residuals, y)[1].shape == x.shape

@@ -1,18 +1,29 @@
-"""What convolution and pooling share: windows that move along the spatial axes of x."""
+"""What convolution, pooling and resizing share: windows along the spatial axes of x."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from fnn._checks import check_integer
+from fnn._checks import check_array, check_integer
 
+NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 Pads = tuple[tuple[int, int], ...]  # for each spatial axis the places added (before, after) it
 
 
-def check_padding(name: str, padding: Any, num_axes: int) -> str | Pads:
-    """Return "VALID" or "SAME" as it is, and another padding as a pair (before, after) for each axis.
+def check_places(name: str, x: Any, least: tuple[int, ...]) -> jax.Array:
+    """Return x (..., spatial axes, channels) as a jax array, of at least these spatial lengths."""
+    num_axes = len(least)
+    x = check_array(name, "x", x, (..., *NAMES.get(num_axes, ("n",) * num_axes), "channels"))
+    if any(n < low for n, low in zip(x.shape[-1 - num_axes : -1], least, strict=True)):
+        raise ValueError(f"{name}: expected x of at least {least} places, got {x.shape}")
+    return x
 
-    It is an integer for all axes, or for each axis an integer or a pair of them, all >= 0.
+
+def check_padding(name: str, padding: Any, num_axes: int) -> str | Pads:
+    """Return "VALID" and "SAME" as they are, and others as a pair (before, after) for each axis.
+
+    Others are an integer for all axes, or for each axis an integer or a pair of them, all >= 0.
     """
     if isinstance(padding, str):
         if padding in ("VALID", "SAME"):
@@ -51,3 +62,35 @@ def output_sizes(
         (n + sum(pad) - k) // s + 1
         for n, pad, k, s in zip(sizes, pads, window, strides, strict=True)
     )
+
+
+def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """(..., n * size, ...) -> (..., n, size, ...): an axis, counted from the end, in blocks."""
+    at = axis % array.ndim
+    n = array.shape[at] // size
+    return array.reshape(*array.shape[:at], n, size, *array.shape[at + 1 :])
+
+
+def merge_axis(blocks: jax.Array, axis: int) -> jax.Array:
+    """(..., n, size, ...) -> (..., n * size, ...): the inverse of split_axis.
+
+    XLA merges two neighbouring axes without a copy.
+    """
+    at = axis % (blocks.ndim - 1)
+    n, size = blocks.shape[at : at + 2]
+    return blocks.reshape(*blocks.shape[:at], n * size, *blocks.shape[at + 2 :])
+
+
+def spread(
+    array: jax.Array, axis: int, start: int, length: int, stride: int = 1, fill: Any = 0
+) -> jax.Array:
+    """The array with `stride` from place to place, the first at `start`, `length` in all.
+
+    `fill` is everywhere else. What would be outside of the length is cut off.
+    """
+    end = start + (array.shape[axis] - 1) * stride + 1
+    if (start, end, stride) == (0, length, 1):
+        return array
+    config = [(0, 0, 0)] * array.ndim
+    config[axis] = (start, length - end, stride - 1)
+    return jax.lax.pad(array, jnp.asarray(fill, array.dtype), config)
