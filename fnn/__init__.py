@@ -13,6 +13,7 @@ from fnn.checkpoint import load, read_note, save
 from fnn.clipping import clipped_loss_and_grads
 from fnn.combinators import Identity, Parallel, Residual, Sequential
 from fnn.coupled import reversible
+from fnn.curvature import ggn_diagonal
 from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versions
 from fnn.datasets import load_idx, sample_disk
 from fnn.epoch import make_train_epoch
@@ -89,12 +90,12 @@ __all__ = [
     "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
     "clip_gradient", "clipped_loss_and_grads", "confusion_matrix", "constant", "cosine_decay",
     "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
-    "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
-    "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_decay",
-    "linear_squared_norms", "lion", "load", "load_checkpoint", "load_idx", "loss_and_grads",
-    "make_train_epoch", "make_train_step", "mean_absolute_error", "observe", "one_cycle",
-    "only", "orthogonal", "per_example", "piecewise_constant", "predict", "progress",
-    "r2_score", "read_note", "remat", "remove_unfinished", "repeat", "replace_file",
+    "find_nonfinite_in_epoch", "fit", "freeze", "ggn_diagonal", "init_train_state",
+    "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal",
+    "linear_decay", "linear_squared_norms", "lion", "load", "load_checkpoint", "load_idx",
+    "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error", "observe",
+    "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant", "predict",
+    "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat", "replace_file",
     "replicate", "reverse_time", "reversible", "rmsprop", "run_epochs", "sample_disk", "save",
     "scale_gradient", "second_moments", "sgd", "shard_batch", "split", "split_backward",
     "squared_norms", "standard_normal", "standardize", "summary", "time_left", "top_k_accuracy",
