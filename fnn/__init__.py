@@ -28,7 +28,7 @@ from fnn.inspection import count_params, find_nonfinite, observe, summary
 from fnn.layer import Layer
 from fnn.layers.attention import Attention, PositionalEmbedding
 from fnn.layers.average_pooling import AvgPool1d, AvgPool2d, AvgPool3d, GlobalAvgPool
-from fnn.layers.convolution import Conv2d
+from fnn.layers.convolution import Conv1d, Conv2d, Conv3d
 from fnn.layers.dropout import Dropout, StochasticDepth
 from fnn.layers.flatten import Flatten
 from fnn.layers.gates import GELU, GLU, Hardswish, Mish, SiLU
@@ -42,6 +42,7 @@ from fnn.layers.recurrent import GRU, LSTM, RNN, LastStep
 from fnn.layers.resizing import Pad, Upsample
 from fnn.layers.smooth import LogSigmoid, Sigmoid, Softplus, Softsign, Tanh
 from fnn.layers.softmax import LogSoftmax, Softmax
+from fnn.layers.transposed_convolution import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from fnn.loop import (
     Epoch, Interrupted, NotFiniteError, find_nonfinite_in_epoch, is_finite, load_checkpoint,
     progress, run_epochs, time_left,
@@ -77,11 +78,12 @@ from fnn.transforms import (
 
 __all__ = [
     "Attention", "AvgPool1d", "AvgPool2d", "AvgPool3d", "BCELoss", "BCEWithLogitsLoss",
-    "BatchNorm", "CELU", "Conv2d", "CosineDistanceLoss", "CrossEntropyLoss", "Dropout", "ELU",
-    "Embedding", "Epoch", "Fit", "Flatten", "GELU", "GLU", "GRU", "GlobalAvgPool",
-    "GlobalMaxPool", "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss",
-    "Identity", "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "LSTM", "LastStep",
-    "Layer", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss",
+    "BatchNorm", "CELU", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
+    "ConvTranspose3d", "CosineDistanceLoss", "CrossEntropyLoss", "Dropout", "ELU", "Embedding",
+    "Epoch", "Fit", "Flatten", "GELU", "GLU", "GRU", "GlobalAvgPool", "GlobalMaxPool",
+    "GroupNorm", "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss", "Identity",
+    "InstanceNorm", "Interrupted", "KLDivLoss", "L1Loss", "LSTM", "LastStep", "Layer",
+    "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "Loss", "MSELoss",
     "MaxPool1d", "MaxPool2d", "MaxPool3d", "Maxout", "Mish", "MultiHeadAttention", "NLLLoss",
     "NotFiniteError", "Optimizer", "PReLU", "Pad", "Parallel", "PositionalEmbedding", "RMSNorm",
     "RNN", "ReLU", "ReLU6", "Residual", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss",

@@ -62,6 +62,13 @@ LAYERS = {
     "Conv2d-padded-no-bias": LayerCase(
         lambda: fnn.Conv2d(1, 2, 2, stride=2, padding=(3, 1), bias=False), (3, 4, 1), (4, 3, 2)
     ),
+    "ConvTranspose2d": LayerCase(
+        lambda: fnn.ConvTranspose2d(
+            4, 2, (3, 2), stride=(3, 2), padding=1, output_padding=(2, 0), groups=2
+        ),
+        (3, 4, 4),
+        (9, 6, 2),
+    ),
     "MaxPool2d": LayerCase(lambda: fnn.MaxPool2d(2), (5, 4, 2), (2, 2, 2)),
     "MaxPool2d-padded": LayerCase(
         lambda: fnn.MaxPool2d((3, 2), (2, 1), padding=1), (4, 3, 2), (2, 4, 2)
@@ -140,6 +147,30 @@ VARIANTS: dict[str, LayerCase] = {
     "GlobalMaxPool-large": LayerCase(lambda: fnn.GlobalMaxPool(1), (17, 2), (2,)),
     "AvgPool1d-same": LayerCase(
         lambda: fnn.AvgPool1d(3, 2, padding="SAME", count_include_pad=False), (6, 2), (3, 2)
+    ),
+    "Conv1d-pairs": LayerCase(lambda: fnn.Conv1d(2, 3, 3, padding=[(2, 0)]), (5, 2), (5, 3)),
+    "Conv3d": LayerCase(
+        lambda: fnn.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=(0, 1, 0)), (3, 3, 2, 2), (2, 2, 1, 2)
+    ),
+    "Conv2d-dilated": LayerCase(
+        lambda: fnn.Conv2d(2, 3, (2, 3), dilation=(3, 2), padding="SAME"), (5, 4, 2), (5, 4, 3)
+    ),
+    "Conv2d-groups": LayerCase(
+        lambda: fnn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2), (5, 4, 6), (3, 2, 8)
+    ),
+    "Conv2d-depthwise": LayerCase(
+        lambda: fnn.Conv2d(4, 4, 3, padding="SAME", groups=4), (5, 4, 4), (5, 4, 4)
+    ),
+    "Conv2d-depthwise-strided": LayerCase(
+        lambda: fnn.Conv2d(3, 6, 2, stride=(2, 1), groups=3), (6, 4, 3), (3, 3, 6)
+    ),
+    "ConvTranspose1d": LayerCase(
+        lambda: fnn.ConvTranspose1d(3, 2, 3, stride=2, dilation=2, padding=[(1, 0)]),
+        (4, 3),
+        (10, 2),
+    ),
+    "ConvTranspose3d": LayerCase(
+        lambda: fnn.ConvTranspose3d(2, 2, 2, stride=2), (2, 1, 2, 2), (4, 2, 4, 2)
     ),
     "AvgPool2d-overlapping": LayerCase(lambda: fnn.AvgPool2d(2, (1, 3)), (4, 6, 2), (3, 2, 2)),
     "AvgPool2d-padded": LayerCase(

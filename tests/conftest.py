@@ -13,6 +13,7 @@ import tempfile
 
 import jax
 import pytest
+from two_processes import pytest_configure, pytest_runtestloop  # noqa: F401
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

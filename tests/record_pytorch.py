@@ -166,6 +166,13 @@ def layers():
         ("Conv2d(2, 2, (3, 1), padding=(2, 0), bias=False)", image),
         ("Conv2d(2, 2, (3, 5), padding='SAME')", image),
         ("Conv2d(2, 2, (2, 4), padding='SAME')", image),
+        ("Conv2d(2, 2, (2, 3), padding=(2, 1), dilation=(3, 2))", image),
+        ("Conv2d(2, 4, 2, padding='SAME', dilation=3, groups=2)", image),
+        ("Conv2d(2, 2, 3, stride=2, padding=1, groups=2)", image),
+        ("Conv2d(4, 6, 2, groups=2)", draw(3, 2, 4)),
+        ("ConvTranspose2d(2, 3, 3)", image),
+        ("ConvTranspose2d(2, 2, (3, 2), stride=2, padding=1, output_padding=(1, 0))", images),
+        ("ConvTranspose2d(2, 4, 2, dilation=3, output_padding=2, groups=2, bias=False)", image),
         ("MaxPool2d(2)", images),
         ("MaxPool2d(3, stride=1)", image),
         ("MaxPool2d((2, 3), stride=(3, 1))", image),
@@ -203,6 +210,17 @@ def layers():
         forward = functools.partial(lambda f, x: f(x.movedim(-1, 1)).movedim(1, -1), layer)
         if expression.startswith("Global"):
             forward = functools.partial(lambda f, x: f(x.movedim(-1, 1)).flatten(1), layer)
+        yield record_layer(expression, x, layer, forward)
+    for expression, x in [
+        ("Conv1d(2, 3, 2, stride=2, padding=1)", draw(2, 4, 2)),
+        ("Conv3d(1, 2, 2, stride=(1, 2, 1), padding=(0, 1, 0))", draw(2, 3, 2, 1)),
+        ("ConvTranspose1d(2, 1, 3, stride=2, padding=1, output_padding=1)", draw(2, 3, 2)),
+        ("ConvTranspose3d(1, 1, 2, stride=(2, 1, 3))", draw(2, 1, 2, 1)),
+    ]:
+        layer, axis = in_torch(expression), -1 - int(expression.partition("d(")[0][-1])
+        forward = functools.partial(
+            lambda f, axis, x: f(x.movedim(-1, axis)).movedim(axis, -1), layer, axis
+        )
         yield record_layer(expression, x, layer, forward)
 
 
@@ -287,8 +305,10 @@ def in_fnn(module, read=lambda parameter: parameter):
     is_norm = "Norm" in type(module).__name__
     names = {"weight": "scale", "bias": "bias"} if is_norm else {"weight": "W", "bias": "b"}
     leaves = {names[name]: read(leaf) for name, leaf in module.named_parameters()}
-    if isinstance(module, nn.Conv2d):
-        leaves["W"] = leaves["W"].permute(2, 3, 1, 0)
+    if "Conv" in type(module).__name__:
+        # W is (out, in, kernel...), and that of a transposed one (in, out, kernel...).
+        kernel = leaves["W"].moveaxis((0, 1), (-1, -2))
+        leaves["W"] = kernel.mT if module.transposed else kernel
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         statistics = {"mean": module.running_mean, "var": module.running_var}
         leaves |= {name: read(leaf) for name, leaf in statistics.items()}

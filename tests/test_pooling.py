@@ -55,14 +55,13 @@ def draw_settings(kind, number):
     """A layer, and what it was made with."""
     rng = random.Random(number)
     num_axes, ceil_mode, flag = 1 + number % 3, rng.random() < 0.5, rng.random() < 0.5
-    dilations = [1, 1, 2, 3] if kind == "MaxPool" else [1]
     axes = [
-        draw_setting(rng, (6, 6, 3)[num_axes - 1], dilations, ceil_mode) for _ in range(num_axes)
+        draw_setting(rng, (6, 6, 3)[num_axes - 1], [1, 1, 2, 3], ceil_mode) for _ in range(num_axes)
     ]
     _, window, stride, dilation, padding, _ = zip(*axes, strict=True)
-    options = {"dilation": dilation} if kind == "MaxPool" else {"count_include_pad": flag}
-    make = getattr(fnn, f"{kind}{num_axes}d")
-    layer = make(window, stride, padding=padding, ceil_mode=ceil_mode, **options)
+    options = {} if kind == "MaxPool" else {"count_include_pad": flag}
+    options |= {"padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}
+    layer = getattr(fnn, f"{kind}{num_axes}d")(window, stride, **options)
     return layer, axes, flag
 
 

@@ -20,13 +20,15 @@ def check_places(name: str, x: Any, least: tuple[int, ...]) -> jax.Array:
     return x
 
 
-def check_padding(name: str, padding: Any, num_axes: int) -> str | Pads:
-    """Return "VALID" and "SAME" as they are, and others as a pair (before, after) for each axis.
+def check_padding(
+    name: str, padding: Any, num_axes: int, words: tuple[str, ...] = ("VALID", "SAME")
+) -> str | Pads:
+    """Return one of `words` as it is, and others as a pair (before, after) for each axis.
 
     Others are an integer for all axes, or for each axis an integer or a pair of them, all >= 0.
     """
     if isinstance(padding, str):
-        if padding in ("VALID", "SAME"):
+        if padding in words:
             return padding
     elif not isinstance(padding, tuple | list):
         return ((check_integer(name, "padding", padding, 0),) * 2,) * num_axes
@@ -36,9 +38,9 @@ def check_padding(name: str, padding: Any, num_axes: int) -> str | Pads:
             return tuple(
                 tuple(check_integer(name, "padding", size, 0) for size in pair) for pair in pairs
             )
+    expected = ", ".join([*map(repr, words), "an integer"])
     raise ValueError(
-        f"{name}: expected padding 'VALID', 'SAME', an integer, or {num_axes} integers or pairs, "
-        f"got {padding!r}"
+        f"{name}: expected padding {expected}, or {num_axes} integers or pairs, got {padding!r}"
     )
 
 

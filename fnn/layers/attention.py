@@ -12,6 +12,8 @@ from fnn._numerics import accumulation_dtype, broadcast_last_axis, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import with_params, without_params
 
+small_normal = jax.nn.initializers.normal(0.02)
+
 # So many queries at a time are compared with all keys. A sequence up to this length is one block.
 QUERIES_IN_BLOCK = 128
 
@@ -178,7 +180,7 @@ def PositionalEmbedding(
     max_length: int,
     dim: int,
     *,
-    weight_init: Callable[..., jax.Array] = jax.nn.initializers.normal(0.02),
+    weight_init: Callable[..., jax.Array] = small_normal,
     dtype: Any = jnp.float32,
 ) -> Layer:
     """y[t] = x[t] + W[t], a learned vector for each position.

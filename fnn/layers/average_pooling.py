@@ -26,13 +26,14 @@ def AvgPool2d(
     stride: Sizes | None = None,
     *,
     padding: str | int | tuple[Any, ...] = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Layer:
-    """y[i, j, c] = the mean of x[s i + k - p, t j + l - q, c] over the window's k and l.
+    """y[i, j, c] = the mean of x[s i + d k - p, t j + e l - q, c] over the window's k and l.
 
-    s, t are the strides. p, q are the numbers of rows and columns of zeros that padding adds before
-    x.
+    s, t are the strides and d, e the dilations, which PyTorch's does not have. p, q are the numbers
+    of rows and columns of zeros that padding adds before x.
 
     Backward: dx gets dy / (number of places in the mean) at each of them. Where windows overlap,
     these are added. Rows and columns that no window covers get 0. Residuals: none.
@@ -44,7 +45,8 @@ def AvgPool2d(
             padding "SAME", TensorFlow does not count them. ONNX has both. What ceil_mode adds
             after the padding never counts.
     """
-    return _avg_pool("AvgPool2d", 2, window, stride, padding, ceil_mode, count_include_pad)
+    sizes = window, stride, padding, dilation, ceil_mode
+    return _avg_pool("AvgPool2d", 2, sizes, count_include_pad)
 
 
 def AvgPool1d(
@@ -52,11 +54,13 @@ def AvgPool1d(
     stride: Sizes | None = None,
     *,
     padding: str | int | tuple[Any, ...] = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Layer:
     """AvgPool2d for signals: x (..., length, channels), y (..., out_length, channels)."""
-    return _avg_pool("AvgPool1d", 1, window, stride, padding, ceil_mode, count_include_pad)
+    sizes = window, stride, padding, dilation, ceil_mode
+    return _avg_pool("AvgPool1d", 1, sizes, count_include_pad)
 
 
 def AvgPool3d(
@@ -64,11 +68,13 @@ def AvgPool3d(
     stride: Sizes | None = None,
     *,
     padding: str | int | tuple[Any, ...] = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Layer:
     """AvgPool2d for volumes: x and y (..., depth, height, width, channels)."""
-    return _avg_pool("AvgPool3d", 3, window, stride, padding, ceil_mode, count_include_pad)
+    sizes = window, stride, padding, dilation, ceil_mode
+    return _avg_pool("AvgPool3d", 3, sizes, count_include_pad)
 
 
 def GlobalAvgPool(num_axes: int = 2) -> Layer:
@@ -86,9 +92,8 @@ def GlobalAvgPool(num_axes: int = 2) -> Layer:
     return global_pool("GlobalAvgPool", num_axes, *_mean(count_include_pad=True))
 
 
-def _avg_pool(kind, num_axes, window, stride, padding, ceil_mode, count_include_pad):
+def _avg_pool(kind, num_axes, sizes, count_include_pad):
     check_type(kind, count_include_pad, bool, "count_include_pad to be True or False")
-    sizes = window, stride, padding, 1, ceil_mode
     return moving_pool(kind, num_axes, *sizes, *_mean(count_include_pad))
 
 
@@ -106,13 +111,13 @@ def _mean(count_include_pad):
         wide = wide / counts(windows, wide)
         for w in windows:
             before = w.pads[0]
-            if w.size == w.stride:
+            if w.size == w.stride and w.dilation == 1:
                 wide = spread(jnp.repeat(wide, w.size, w.axis), w.axis, -before, w.length)
             elif w.size <= MANY_PLACES:
-                starts = range(-before, w.size - before)
+                starts = range(-before, w.extent - before, w.dilation)
                 wide = sum(spread(wide, w.axis, start, w.length, w.stride) for start in starts)
-            else:  # dx[p] is the sum of dy over the windows that begin at p - size + 1, ..., p
-                start, length = w.size - 1 - before, w.length + w.size - 1
+            else:  # dx[p] is the sum of dy over the windows that begin at p - extent + 1, ..., p
+                start, length = w.extent - 1 - before, w.length + w.extent - 1
                 wide = sums(spread(wide, w.axis, start, length, w.stride), w._replace(stride=1))
         return wide
 
@@ -127,11 +132,13 @@ def _mean(count_include_pad):
             before, after = w.pads if count_include_pad else (0, 0)
             end = w.length + after
             last = (w.count - 1) * w.stride - w.pads[0]
-            if w.pads[0] == before and last + w.size <= end:
+            if w.pads[0] == before and last + w.extent <= end:
                 count *= w.size
             else:
                 starts = w.starts(like.ndim)
-                count *= jnp.minimum(starts + w.size, end) - jnp.maximum(starts, -before)
+                # The numbers of places of a window before each bound.
+                first, stop = ((n - starts + w.dilation - 1) // w.dilation for n in (-before, end))
+                count *= jnp.minimum(stop, w.size) - jnp.maximum(first, 0)
         return jnp.asarray(count, like.dtype)
 
     return pool, unpool
