@@ -65,7 +65,8 @@ from fnn.schedules import (
 )
 from fnn.sequences import MultiHeadAttention, reverse_time
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
-from fnn.statistics import linear_squared_norms, per_example, second_moments, squared_norms
+from fnn.statistic_rules import linear_squared_norms
+from fnn.statistics import kronecker_factors, per_example, second_moments, squared_norms
 from fnn.testing import check_layer, check_loss
 from fnn.tracing import trace
 from fnn.training import (
@@ -93,14 +94,14 @@ __all__ = [
     "clip_gradient", "clipped_loss_and_grads", "confusion_matrix", "constant", "cosine_decay",
     "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
     "find_nonfinite_in_epoch", "fit", "freeze", "ggn_diagonal", "init_train_state",
-    "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal",
-    "linear_decay", "linear_squared_norms", "lion", "load", "load_checkpoint", "load_idx",
-    "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error", "observe",
-    "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant", "predict",
-    "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat", "replace_file",
-    "replicate", "reverse_time", "reversible", "rmsprop", "run_epochs", "sample_disk", "save",
-    "scale_gradient", "second_moments", "sgd", "shard_batch", "split", "split_backward",
-    "squared_norms", "standard_normal", "standardize", "summary", "time_left", "top_k_accuracy",
-    "trace", "warmup", "with_compute_dtype", "with_l2", "with_moving_average", "xavier_normal",
-    "xavier_uniform", "zeros",
+    "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform", "kronecker_factors",
+    "lecun_normal", "linear_decay", "linear_squared_norms", "lion", "load", "load_checkpoint",
+    "load_idx", "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error",
+    "observe", "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant",
+    "predict", "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat",
+    "replace_file", "replicate", "reverse_time", "reversible", "rmsprop", "run_epochs",
+    "sample_disk", "save", "scale_gradient", "second_moments", "sgd", "shard_batch", "split",
+    "split_backward", "squared_norms", "standard_normal", "standardize", "summary", "time_left",
+    "top_k_accuracy", "trace", "warmup", "with_compute_dtype", "with_l2", "with_moving_average",
+    "xavier_normal", "xavier_uniform", "zeros",
 ]

@@ -20,7 +20,7 @@ def clipped_loss_and_grads(
     max_norm: float | jax.Array,
     rules: Mapping[str, Rule] | None = None,
 ) -> Callable[..., tuple[jax.Array, Any, jax.Array]]:
-    """f(params, x, target, key=None) -> (loss value, grads, norms), each example's gradient clipped.
+    """f(params, x, target, key=None) -> (value, grads, norms), with each example's gradient clipped.
 
         grads = mean over i of g_i min(1, max_norm / |g_i|),    norms[i] = |g_i|
 

@@ -1,7 +1,6 @@
 """reversible: blocks that keep nothing, because their inputs follow from their outputs."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp

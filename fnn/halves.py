@@ -58,7 +58,7 @@ def _recording(place, layer):
 
 
 def _replaying(place, layer):
-    """The layer whose params are (params, dy), and which does not look at the dy that it is given."""
+    """The layer whose params are (params, dy), and which ignores the dy that it is given."""
     if _is_opened(layer):
         return layer
 

@@ -17,7 +17,7 @@ parameters and without a rule goes through per_example, so a layer of one's own 
 x is (batch, ...). A layer whose examples depend on each other, as BatchNorm's do, is refused.
 """
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,10 +25,15 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array
-from fnn._numerics import accumulation_dtype, upcast
 from fnn.inspection import map_layers
 from fnn.layer import Layer, check_is_layer, name_of_first, transformed, type_of
-from fnn.layers.linear import contract
+from fnn.statistic_rules import (
+    KRONECKER_FACTORS,
+    SECOND_MOMENTS,
+    SQUARED_NORMS,
+    squares,
+    sum_of_squares,
+)
 
 Rule = Callable[[Layer, Any, Any, jax.Array], Any]
 
@@ -38,8 +43,8 @@ def per_example(layer: Layer) -> Layer:
 
     Changes grads: every leaf gains a first axis, the batch. The sum over it is the layer's grads.
     They take the memory of one copy of params for each example. squared_norms and second_moments
-    say what is often wanted of them, in less. Example i draws from fold_in(key, i) under vmap. (Keys
-    of JAX's implementation "rbg" draw other numbers under vmap than outside it.)
+    say what is often wanted of them, in less. Example i draws from fold_in(key, i) under vmap.
+    (Keys of JAX's implementation "rbg" draw other numbers under vmap than outside it.)
 
     Shapes: x (batch, ...), y (batch, ...), as the layer's; grads (batch, *shape) for params of
     that shape.
@@ -77,19 +82,22 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
     it is (n, batch). The sum of jax.tree.leaves(statistic) is that of the whole model, for a model
     without a repeat.
 
-    Linear, Conv2d and Embedding have rules that form no example's gradient where the positions are
-    few: see linear_squared_norms. The other layers have few parameters or go through per_example.
+    Linear, the convolutions and Embedding have rules. These form no example's gradient where the
+    positions are few: see fnn.linear_squared_norms. Other layers go through per_example; those of
+    fnn have few parameters, or are recurrent.
 
     Raises:
         ValueError: `model` is not a Layer; its examples depend on each other.
     """
-    return _with_statistic("squared_norms", model, SQUARED_NORMS | (rules or {}), _squares)
+    otherwise = functools.partial(_through_per_example, squares)
+    return _with_statistic("squared_norms", model, SQUARED_NORMS | (rules or {}), otherwise)
 
 
 def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
     """The model with its own grads, and with the residuals of squared_norms(model, rules)."""
     kept = dict.fromkeys(SQUARED_NORMS | (rules or {}))
-    return _with_statistic("squared_norms", model, kept, lambda grads: jnp.sum(grads, axis=0))
+    otherwise = functools.partial(_through_per_example, lambda grads: jnp.sum(grads, axis=0))
+    return _with_statistic("squared_norms", model, kept, otherwise)
 
 
 def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
@@ -101,11 +109,38 @@ def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Lay
     Raises:
         ValueError: as squared_norms.
     """
-    return _with_statistic("second_moments", model, SECOND_MOMENTS | (rules or {}), _sum_of_squares)
+    otherwise = functools.partial(_through_per_example, sum_of_squares)
+    return _with_statistic("second_moments", model, SECOND_MOMENTS | (rules or {}), otherwise)
 
 
-def _with_statistic(name, model, rules, of_examples):
-    """The model whose layers have the statistic of a rule, or of_examples(grads of per_example).
+def kronecker_factors(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
+    """The model with (A, G) for each Linear, Conv1d, Conv2d and Conv3d; None for other parameters.
+
+        A = mean of x x^T,    G = sum of dy dy^T,    both over examples and positions
+
+    Their Kronecker product approximates the sum over the examples of grad grad^T. Martens and
+    Grosse, 2015; for convolutions Grosse and Martens, 2016. x is a column here. For a convolution
+    it is the patch that the kernel meets, in the order of W's axes.
+
+    Changes grads: "W" has (A, G), and "b" None. The bias is folded in: where a layer has one, x
+    has a 1 at its end, and A a row and a column more. A convolution with groups has None.
+
+    Raises:
+        ValueError: as squared_norms.
+    """
+
+    def without(layer):
+        def backward(params, residuals, dy):
+            _, dx = layer.backward(params, residuals, dy)
+            return jax.tree.map(lambda _: None, params), dx
+
+        return layer._replace(backward=backward)
+
+    return _with_statistic("kronecker_factors", model, KRONECKER_FACTORS | (rules or {}), without)
+
+
+def _with_statistic(name, model, rules, otherwise):
+    """The model whose layers have the statistic of a rule, or are otherwise(layer).
 
     A rule of None leaves the layer as it is.
     """
@@ -115,7 +150,7 @@ def _with_statistic(name, model, rules, of_examples):
         kind = layer.name.partition("(")[0]
         if kind not in rules:
             is_opened = layer.layers and layer.rebuild
-            return layer if is_opened else _through_per_example(layer, of_examples)
+            return layer if is_opened else otherwise(layer)
         rule = rules[kind]
         if rule is None:
             return layer
@@ -129,7 +164,8 @@ def _with_statistic(name, model, rules, of_examples):
     return map_layers(change, model)
 
 
-def _through_per_example(layer, of_examples):
+def _through_per_example(of_examples, layer):
+    """The layer with of_examples(grads of per_example)."""
     each = per_example(layer)
 
     def forward(params, x, key=None):
@@ -145,104 +181,8 @@ def _through_per_example(layer, of_examples):
     return Layer(layer.init, forward, backward, **facts)
 
 
-def _squares(grads):
-    """|grad|^2 of each example, from grads (batch, ...)."""
-    wide = upcast(grads)
-    return jnp.sum(jnp.square(wide), axis=tuple(range(1, wide.ndim)))
-
-
-def _sum_of_squares(grads):
-    return jnp.sum(jnp.square(upcast(grads)), axis=0).astype(grads.dtype)
-
-
 def _check_each_by_itself(name, layer):
     check_is_layer(name, layer)
     if layer.couples_examples:
         got = name_of_first(layer, "couples_examples")
         raise ValueError(f"{name}: expected each example by itself, got {got}")
-
-
-def linear_squared_norms(
-    params: dict[str, jax.Array], x: jax.Array, dy: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """A backward for Linear that gives each example's squared gradient norm in place of grads.
-
-    squared_norms(Linear(...)) is Linear(...)._replace(backward=linear_squared_norms). s and t number
-    the positions of one example, that is the axes between batch and features:
-
-        |dW|^2 = sum over s, t of (x_s . x_t)(dy_s . dy_t)       with one position |x|^2 |dy|^2
-        |db|^2 = |sum over t of dy_t|^2
-
-    No example's dW is formed, unless the positions are so many that these products would take more
-    memory than dW. Goodfellow, 2015; Li et al., 2022. dx = dy W as in Linear.
-
-    Shapes:
-        x: (batch, ..., dim_in), or (dim_in,) for one example. These are Linear's residuals.
-        dy: (batch, ..., dim_out).
-        grads: {"W": (batch,), "b": (batch,)}, "b" where params have it, in float32 for 16-bit x.
-
-    Raises:
-        ValueError: params are not Linear's; x or dy have another shape or are not floating.
-    """
-    name = "linear_squared_norms"
-    if not isinstance(params, dict) or not {"W"} <= params.keys() <= {"W", "b"}:
-        raise ValueError(f"{name}: expected params of a Linear, got {jax.tree.structure(params)}")
-    W = check_array(name, "W", params["W"], ("dim_out", "dim_in"))
-    x = check_array(name, "residuals", x, (..., W.shape[1]))
-    dy = check_array(name, "dy", dy, (*x.shape[:-1], W.shape[0]), x.dtype)
-    batch = x.shape[:1] if x.ndim > 1 else ()
-    xs, dys = (_positions(array, len(batch)) for array in (x, dy))
-    grads = {"W": _squared_norms_of_products(xs, dys)}
-    if "b" in params:
-        grads["b"] = jnp.sum(jnp.square(jnp.sum(upcast(dys), axis=-2)), axis=-1)
-    return grads, contract(dy, W, -1, 0).astype(x.dtype)
-
-
-def _positions(array, num_batch_axes):
-    """The axes between batch and features, merged."""
-    count = math.prod(array.shape[num_batch_axes:-1])
-    return array.reshape(*array.shape[:num_batch_axes], count, array.shape[-1])
-
-
-def _squared_norms_of_products(xs, dys):
-    """|sum over t of dy_t^T x_t|^2 for each example, of xs (..., t, in) and dys (..., t, out)."""
-    if 2 * xs.shape[-2] ** 2 <= xs.shape[-1] * dys.shape[-1]:
-        squares = _product("...sf,...tf->...st", xs, xs) * _product("...sf,...tf->...st", dys, dys)
-    else:
-        squares = jnp.square(_product("...to,...ti->...oi", dys, xs))
-    # Rounding may make a sum that should be 0 slightly negative.
-    return jnp.maximum(jnp.sum(squares, axis=(-2, -1)), 0)
-
-
-def _product(subscripts, a, b):
-    return jnp.einsum(subscripts, a, b, preferred_element_type=accumulation_dtype(a.dtype))
-
-
-def _of_linear_norms(layer, params, x, dy):
-    return linear_squared_norms(params, x, dy)[0]
-
-
-def _of_linear_moments(layer, params, x, dy):
-    """For each element the sum over examples of (sum over t of dy_t x_t)^2."""
-    xs, dys = _positions(x, 1), _positions(dy, 1)
-    if xs.shape[1] == 1:
-        moments = {"W": _product("bto,bti->oi", jnp.square(upcast(dys)), jnp.square(upcast(xs)))}
-    else:
-        moments = {"W": _sum_of_squares(_product("bto,bti->boi", dys, xs))}
-    if "b" in params:
-        moments["b"] = _sum_of_squares(jnp.sum(upcast(dys), axis=1))
-    return {name: moments[name].astype(params[name].dtype) for name in params}
-
-
-def _of_embedding_norms(layer, params, x, dy):
-    """sum over s, t with x_s = x_t of dy_s . dy_t: positions of the same index add up."""
-    xs, dys = x.reshape(len(x), -1), _positions(dy, 1)
-    same = jnp.expand_dims(xs, 2) == jnp.expand_dims(xs, 1)
-    is_row = (xs >= 0) & (xs < len(params["W"]))
-    products = _product("bsf,btf->bst", dys, dys)
-    counted = same & jnp.expand_dims(is_row, 2)
-    return {"W": jnp.maximum(jnp.sum(jnp.where(counted, products, 0), axis=(1, 2)), 0)}
-
-
-SQUARED_NORMS = {"Linear": _of_linear_norms, "Embedding": _of_embedding_norms}
-SECOND_MOMENTS = {"Linear": _of_linear_moments}
