@@ -36,7 +36,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
     Raises:
         ValueError: f or g is not a Layer; n is not a positive integer; the last axis of x is odd;
-            f's or g's y has another shape than its x; examples depend on each other (BatchNorm).
+            f's or g's y has another shape than its x.
     """
     check_is_layer("reversible", f, g)
     n = check_integer("reversible", "n", n, 1)

@@ -11,7 +11,7 @@ from fnn._numerics import upcast
 from fnn.layer import Layer
 from fnn.losses import Loss, check_is_loss
 from fnn.statistics import Rule, second_moments
-from fnn.training import count_examples
+from fnn.training import check_value, count_examples
 
 
 def ggn_diagonal(
@@ -35,7 +35,8 @@ def ggn_diagonal(
 
     Raises:
         ValueError: `model` is not a Layer, or its examples depend on each other; `loss` is not a
-            Loss, or has no hessian_root; x and target differ in the number of examples.
+            Loss, has no hessian_root, or its value is not of shape (); x and target differ in the
+            number of examples.
     """
     check_is_loss("ggn_diagonal", loss)
     if loss.hessian_root is None:
@@ -46,6 +47,7 @@ def ggn_diagonal(
         x, target = (as_array("ggn_diagonal", *pair) for pair in (("x", x), ("target", target)))
         count_examples("ggn_diagonal", x, target)
         prediction, residuals = measured.forward(params, x)
+        check_value("ggn_diagonal", loss.forward(prediction, target)[0])
         size = prediction[0].size
 
         def add_column(total, index):

@@ -5,9 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fnn._checks import check_array
-from fnn._numerics import accumulation_dtype, upcast
+from fnn._numerics import accumulation_dtype, sharding_of, upcast
 from fnn.layers._convolve import moved
 from fnn.layers.linear import contract
 
@@ -20,7 +21,19 @@ def squares(grads: jax.Array) -> jax.Array:
 
 def sum_of_squares(grads: jax.Array) -> jax.Array:
     """The sum of grads^2 over the examples, from grads (batch, ...)."""
-    return jnp.sum(jnp.square(upcast(grads)), axis=0).astype(grads.dtype)
+    wide = upcast(grads)
+
+    def by_sum(wide):
+        return jnp.sum(jnp.square(wide), axis=0)
+
+    def by_product(wide):
+        return jnp.tensordot(jnp.ones_like(wide, shape=wide.shape[:1]), jnp.square(wide), 1)
+
+    if any(sharding_of(wide).spec):
+        return by_sum(wide).astype(grads.dtype)
+    # On a CPU the loop that XLA makes of a sum over the first axis is about five times slower.
+    total = jax.lax.platform_dependent(wide, cpu=by_product, default=by_sum)
+    return total.astype(grads.dtype)
 
 
 def linear_squared_norms(
@@ -59,7 +72,7 @@ def linear_squared_norms(
     return grads, contract(dy, W, -1, 0).astype(x.dtype)
 
 
-def _positions(array, num_batch_axes):
+def _positions(array, num_batch_axes=1):
     """The axes between batch and features, merged."""
     count = math.prod(array.shape[num_batch_axes:-1])
     return array.reshape(*array.shape[:num_batch_axes], count, array.shape[-1])
@@ -75,8 +88,9 @@ def _squared_norms_of_products(xs, dys):
     return jnp.maximum(jnp.sum(squares, axis=(-2, -1)), 0)
 
 
-def _product(subscripts, a, b):
-    return jnp.einsum(subscripts, a, b, preferred_element_type=accumulation_dtype(a.dtype))
+def _product(subscripts, a, b, out_sharding=None):
+    dtype = accumulation_dtype(a.dtype)
+    return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, out_sharding=out_sharding)
 
 
 def _of_linear_norms(layer, params, x, dy):
@@ -85,48 +99,75 @@ def _of_linear_norms(layer, params, x, dy):
 
 def _of_linear_moments(layer, params, x, dy):
     """For each element the sum over examples of (sum over t of dy_t x_t)^2."""
-    xs, dys = _positions(x, 1), _positions(dy, 1)
+    xs, dys = _positions(x), _positions(dy)
     if xs.shape[1] == 1:
-        moments = {"W": _product("bto,bti->oi", jnp.square(upcast(dys)), jnp.square(upcast(xs)))}
+        wide = (jnp.square(upcast(array)) for array in (dys, xs))
+        moments = {"W": _product("bto,bti->oi", *wide, sharding_of(params["W"]))}
     else:
         moments = {"W": sum_of_squares(_product("bto,bti->boi", dys, xs))}
     moments["b"] = sum_of_squares(_sum_over_positions(dy))
     return {name: moments[name].astype(params[name].dtype) for name in params}
 
 
-def _of_embedding_norms(layer, params, x, dy):
-    """sum over s, t with x_s = x_t of dy_s . dy_t: positions of the same index add up."""
-    xs, dys = x.reshape(len(x), -1), _positions(dy, 1)
-    same = jnp.expand_dims(xs, 2) == jnp.expand_dims(xs, 1)
+def _gathered(params, x, dy):
+    """For each position the sum of dy over the positions of its example with the same index.
+
+    Also (batch, t, t): which positions have the same index, a valid one.
+    """
+    xs, dys = _positions(jnp.expand_dims(x, -1)), _positions(dy)
     is_row = (xs >= 0) & (xs < len(params["W"]))
-    products = _product("bsf,btf->bst", dys, dys)
-    counted = same & jnp.expand_dims(is_row, 2)
-    return {"W": jnp.maximum(jnp.sum(jnp.where(counted, products, 0), axis=(1, 2)), 0)}
+    same = is_row & (xs == xs.swapaxes(1, 2))
+    return _product("bst,btf->bsf", same.astype(dy.dtype), dys), dys, same
+
+
+def _of_embedding_norms(layer, params, x, dy):
+    """sum over s of u_s . dy_s, where u_s is the sum of the dy_t with x_t = x_s."""
+    sums, dys, _ = _gathered(params, x, dy)
+    return {"W": jnp.maximum(jnp.sum(sums * dys, axis=(1, 2)), 0)}
+
+
+def _of_embedding_moments(layer, params, x, dy):
+    """u_s^2 in row x_s, once in each example: every one of the equal positions brings its share."""
+    sums, _, same = _gathered(params, x, dy)
+    count = jnp.sum(same, axis=2, keepdims=True, dtype=sums.dtype)
+    shares = jnp.square(sums) / jnp.maximum(count, 1)
+    return layer.backward(params, x, shares.reshape(dy.shape).astype(dy.dtype))[0]
 
 
 def _met_by_places(layer, x, dy):
-    """For each place of a kernel the x (batch, t, groups, in) that it meets; and dy, likewise."""
+    """For each place of a kernel the x (batch, t, groups, in) that it meets; and dy, likewise.
+
+    In a transposed convolution it meets dy, and the other is x.
+    """
     kernel, steps = layer.settings["kernel"], layer.settings["steps_for"](x)
-    images = x.reshape(-1, *x.shape[-1 - len(kernel) :])
+    met, other = (dy, x) if _is_transposed(layer) else (x, dy)
+    images = met.reshape(-1, *met.shape[-1 - len(kernel) :])
+    count = math.prod(other.shape[1:-1])
 
     def in_groups(array):
-        return array.reshape(len(x), -1, steps.groups, array.shape[-1] // steps.groups)
+        flat = array.reshape(len(x), count, array.shape[-1])  # in two steps for Explicit axes
+        return flat.reshape(len(x), count, steps.groups, flat.shape[-1] // steps.groups)
 
     places = itertools.product(*map(range, kernel))
-    return [in_groups(moved(images, place, kernel, steps)) for place in places], in_groups(dy)
+    return [in_groups(moved(images, place, kernel, steps)) for place in places], in_groups(other)
+
+
+def _is_transposed(layer):
+    return layer.settings["kind"].startswith("ConvTranspose")
 
 
 def _of_convolution_norms(layer, params, x, dy):
-    parts, dys = _met_by_places(layer, x, dy)
-    dys = jnp.moveaxis(dys, 2, 1)
-    norms = sum(_squared_norms_of_products(jnp.moveaxis(part, 2, 1), dys) for part in parts)
+    parts, others = _met_by_places(layer, x, dy)
+    others = jnp.moveaxis(others, 2, 1)
+    norms = sum(_squared_norms_of_products(jnp.moveaxis(part, 2, 1), others) for part in parts)
     statistic = {"W": jnp.sum(norms, axis=-1), "b": squares(_sum_over_positions(dy))}
     return {name: statistic[name] for name in params}
 
 
 def _of_convolution_moments(layer, params, x, dy):
-    parts, dys = _met_by_places(layer, x, dy)
-    moments = [sum_of_squares(_product("btgo,btgc->bcgo", dys, part)) for part in parts]
+    parts, others = _met_by_places(layer, x, dy)
+    order = "btgo,btgc->bgoc" if _is_transposed(layer) else "btgo,btgc->bcgo"
+    moments = [sum_of_squares(_product(order, others, part)) for part in parts]
     statistic = {"W": jnp.stack(moments), "b": sum_of_squares(_sum_over_positions(dy))}
     return {name: statistic[name].reshape(p.shape).astype(p.dtype) for name, p in params.items()}
 
@@ -150,22 +191,31 @@ def _of_convolution_factors(layer, params, x, dy):
 
 
 def _factors(params, xs, dys):
-    """(mean of x x^T, sum of dy dy^T) over xs (n, in) and dys (n, out); a 1 in x for the bias."""
+    """(mean of x x^T, sum of dy dy^T) over xs (n, in) and dys (n, out); a 1 in x for the bias.
+
+    Of no examples, zeros.
+    """
     if "b" in params:
         xs = jnp.concatenate([xs, jnp.ones_like(xs[:, :1])], axis=1)
-    pair = _product("ni,nj->ij", xs, xs) / len(xs), _product("ni,nj->ij", dys, dys)
+    replicated = sharding_of(params["W"])
+    if replicated.spec:
+        replicated = NamedSharding(replicated.mesh, PartitionSpec(None, None))
+    second = [_product("ni,nj->ij", array, array, replicated) for array in (xs, dys)]
+    pair = second[0] / max(len(xs), 1), second[1]
     return {name: pair if name == "W" else None for name in params}
 
 
 CONVOLUTIONS = "Conv1d", "Conv2d", "Conv3d"
+TRANSPOSED = "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"
 SQUARED_NORMS = {
     "Linear": _of_linear_norms,
     "Embedding": _of_embedding_norms,
-    **dict.fromkeys(CONVOLUTIONS, _of_convolution_norms),
+    **dict.fromkeys(CONVOLUTIONS + TRANSPOSED, _of_convolution_norms),
 }
 SECOND_MOMENTS = {
     "Linear": _of_linear_moments,
-    **dict.fromkeys(CONVOLUTIONS, _of_convolution_moments),
+    "Embedding": _of_embedding_moments,
+    **dict.fromkeys(CONVOLUTIONS + TRANSPOSED, _of_convolution_moments),
 }
 KRONECKER_FACTORS = {
     "Linear": _of_linear_factors,

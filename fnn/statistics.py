@@ -11,8 +11,10 @@ changed. A rule says how a layer's statistic follows from its saved tensors. It 
 
     (layer, params, residuals, dy) -> statistic
 
-and stands under the layer's name without its arguments: rules={"Linear": function}. A layer with
-parameters and without a rule goes through per_example, so a layer of one's own needs none.
+and stands under the layer's name without its arguments: rules={"Linear": function}. fnn's own rules
+are for fnn's own passes. So a layer of one's own of the same name does not meet them, nor does one
+that _replace gave another forward or backward. A layer with parameters and without a rule goes
+through per_example: nothing is refused because it is unknown.
 
 x is (batch, ...). A layer whose examples depend on each other, as BatchNorm's do, is refused.
 """
@@ -82,22 +84,22 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
     it is (n, batch). The sum of jax.tree.leaves(statistic) is that of the whole model, for a model
     without a repeat.
 
-    Linear, the convolutions and Embedding have rules. These form no example's gradient where the
-    positions are few: see fnn.linear_squared_norms. Other layers go through per_example; those of
-    fnn have few parameters, or are recurrent.
+    Linear, the convolutions, also transposed ones, and Embedding have rules. These form no
+    example's gradient where the positions are few: see fnn.linear_squared_norms. Other layers go
+    through per_example; those of fnn have few parameters, or are recurrent.
 
     Raises:
         ValueError: `model` is not a Layer; its examples depend on each other.
     """
     otherwise = functools.partial(_through_per_example, squares)
-    return _with_statistic("squared_norms", model, SQUARED_NORMS | (rules or {}), otherwise)
+    return _with_statistic("squared_norms", model, SQUARED_NORMS, rules, otherwise)
 
 
 def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
     """The model with its own grads, and with the residuals of squared_norms(model, rules)."""
-    kept = dict.fromkeys(SQUARED_NORMS | (rules or {}))
+    kept, of_user = dict.fromkeys(SQUARED_NORMS), dict.fromkeys(rules or {})
     otherwise = functools.partial(_through_per_example, lambda grads: jnp.sum(grads, axis=0))
-    return _with_statistic("squared_norms", model, kept, otherwise)
+    return _with_statistic("squared_norms", model, kept, of_user, otherwise)
 
 
 def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
@@ -110,7 +112,7 @@ def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Lay
         ValueError: as squared_norms.
     """
     otherwise = functools.partial(_through_per_example, sum_of_squares)
-    return _with_statistic("second_moments", model, SECOND_MOMENTS | (rules or {}), otherwise)
+    return _with_statistic("second_moments", model, SECOND_MOMENTS, rules, otherwise)
 
 
 def kronecker_factors(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
@@ -136,22 +138,26 @@ def kronecker_factors(model: Layer, rules: Mapping[str, Rule] | None = None) -> 
 
         return layer._replace(backward=backward)
 
-    return _with_statistic("kronecker_factors", model, KRONECKER_FACTORS | (rules or {}), without)
+    return _with_statistic("kronecker_factors", model, KRONECKER_FACTORS, rules, without)
 
 
-def _with_statistic(name, model, rules, otherwise):
+def _with_statistic(name, model, own_rules, rules, otherwise):
     """The model whose layers have the statistic of a rule, or are otherwise(layer).
 
-    A rule of None leaves the layer as it is.
+    rules go by the layer's name, own_rules by the kind of a layer of fnn. A rule of None leaves the
+    layer as it is.
     """
     _check_each_by_itself(name, model)
 
     def change(place, layer):
-        kind = layer.name.partition("(")[0]
-        if kind not in rules:
+        given, kind = layer.name.partition("(")[0], layer.settings.get("kind")
+        if rules and given in rules:
+            rule = rules[given]
+        elif kind in own_rules:
+            rule = own_rules[kind]
+        else:
             is_opened = layer.layers and layer.rebuild
             return layer if is_opened else otherwise(layer)
-        rule = rules[kind]
         if rule is None:
             return layer
 

@@ -142,7 +142,10 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
         residuals, x_type = residuals
         low_params, low_dy = cast_floating((params, dy), dtype)
         grads, dx = layer.backward(low_params, residuals, low_dy)
-        grads = jax.tree.map(lambda grad, leaf: grad.astype(jnp.asarray(leaf).dtype), grads, params)
+        # In place of a grad may stand a tree, as those of fnn.kronecker_factors are.
+        grads = jax.tree.map(
+            lambda leaf, grad: cast_floating(grad, jnp.asarray(leaf).dtype), params, grads
+        )
         return grads, dx.astype(x_type.dtype)
 
     rebuild = functools.partial(with_compute_dtype, dtype=dtype)

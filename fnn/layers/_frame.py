@@ -26,8 +26,10 @@ def with_params(
         dtype: the dtype of the parameters.
         forward, backward: as in fnn.layer. The grads of backward may be wider than the parameters:
             they are rounded here.
-        facts: uses_key, couples_examples and settings, as in Layer.
+        facts: uses_key, couples_examples and settings, as in Layer. settings["kind"] is added: the
+            name without its arguments.
     """
+    facts["settings"] = {"kind": name.partition("(")[0]} | facts.get("settings", {})
     like = {entry: jax.ShapeDtypeStruct(shape, dtype) for entry, (shape, _) in specs.items()}
 
     def init(key):
