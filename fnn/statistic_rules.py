@@ -123,7 +123,7 @@ def _gathered(params, x, dy):
 def _of_embedding_norms(layer, params, x, dy):
     """sum over s of u_s . dy_s, where u_s is the sum of the dy_t with x_t = x_s."""
     sums, dys, _ = _gathered(params, x, dy)
-    return {"W": jnp.maximum(jnp.sum(sums * dys, axis=(1, 2)), 0)}
+    return {"W": jnp.maximum(jnp.sum(sums * upcast(dys), axis=(1, 2)), 0)}
 
 
 def _of_embedding_moments(layer, params, x, dy):

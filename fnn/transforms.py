@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fnn._checks import (
     as_array,
     check_array,
+    check_copies,
     check_integer,
     check_number,
     check_positive,
@@ -70,17 +71,12 @@ def repeat(layer: Layer, n: int) -> Layer:
         # Not vmap: there keys of the implementation "rbg" draw other numbers.
         return jax.lax.map(lambda index: layer.init(jax.random.fold_in(key, index)), jnp.arange(n))
 
-    def check_copies(params):
-        shapes = jax.tree.map(jnp.shape, params)
-        if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(params)):
-            raise ValueError(f"repeat: expected params with a first axis of {n}, got {shapes}")
-
     def check_alike(what, expected, got):
         if type_of(got) != type_of(expected):
             raise ValueError(f"repeat: expected {what}, {type_of(expected)}, got {type_of(got)}")
 
     def forward(params, x, key=None):
-        check_copies(params)
+        check_copies("repeat", params, n)
         x = as_array("repeat", "x", x)
 
         def step(x, copy):
@@ -94,7 +90,7 @@ def repeat(layer: Layer, n: int) -> Layer:
         return y, (_rebuild(arrays, sharing), type_of(y))
 
     def backward(params, residuals, dy):
-        check_copies(params)
+        check_copies("repeat", params, n)
         residuals, y_type = residuals
         dy = check_array("repeat", "dy", dy, *y_type)
 
