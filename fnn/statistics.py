@@ -14,7 +14,9 @@ changed. A rule says how a layer's statistic follows from its saved tensors. It 
 and stands under the layer's name without its arguments: rules={"Linear": function}. fnn's own rules
 are for fnn's own passes. So a layer of one's own of the same name does not meet them, nor does one
 that _replace gave another forward or backward. A layer with parameters and without a rule goes
-through per_example: nothing is refused because it is unknown.
+through per_example: nothing is refused because it is unknown. If it uses a key, example i draws
+from fold_in(key, i) there, and so draws other numbers than in the model itself. A frozen layer has
+a statistic of zeros.
 
 x is (batch, ...). A layer whose examples depend on each other, as BatchNorm's do, is refused.
 """
