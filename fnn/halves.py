@@ -8,7 +8,9 @@ import jax
 from fnn.inspection import map_layers
 from fnn.layer import Layer, check_is_layer
 
-OPENED = ("Sequential", "Residual", "Parallel", "repeat")
+# They pass dy on to the layers inside, and compute nothing for grads themselves.
+OPENED = ("Sequential", "Residual", "Parallel", "repeat", "StochasticDepth", "reverse_time")
+OPENED += ("scale_gradient", "clip_gradient")
 
 
 def split_backward(layer: Layer) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -23,8 +25,9 @@ def split_backward(layer: Layer) -> tuple[Callable[..., Any], Callable[..., Any]
 
     kept: the dy of each layer inside that has parameters, in the place of its params.
 
-    Sequential, Residual, Parallel and repeat are looked into. Another layer with layers inside is
-    one layer: its two halves both compute what they share.
+    Sequential, Residual, Parallel, repeat, StochasticDepth, reverse_time, scale_gradient and
+    clip_gradient are looked into. Another layer with layers inside, such as remat, is one layer:
+    its two halves both compute what they share.
 
     Raises:
         ValueError: `layer` is not a Layer.

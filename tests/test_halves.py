@@ -22,7 +22,7 @@ def make_deep_network():
         fnn.repeat(fnn.repeat(block, 2), 2),
         fnn.remat(fnn.Sequential(fnn.Linear(4, 4), fnn.Dropout(0.5))),
         fnn.freeze(fnn.Linear(4, 4)),
-        both,
+        fnn.StochasticDepth(fnn.scale_gradient(fnn.reverse_time(both), 2.0), 0.5),
         fnn.with_compute_dtype(fnn.Linear(8, 3), jnp.float32),
         fnn.Parallel(fnn.Linear(3, 3), fnn.Sigmoid(), combine="product"),
     )

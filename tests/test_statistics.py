@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from cases import LAYERS, VARIANTS, LayerCase, cast, draw, draw_integers, layer_inputs
 from jax.sharding import AxisType
+from test_costs import cost
 
 import fnn
 
@@ -309,6 +310,30 @@ def test_statistics_over_a_mesh_are_those_of_one_device(name, axis_type):
     actual = run(fnn.replicate(mesh, params), *fnn.shard_batch(mesh, (x, dy)))
     actual, expected = jax.device_get((actual, expected))
     chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (fnn.Linear(64, 64), (64,)),
+        (fnn.Linear(64, 64), (16, 64)),
+        (fnn.Conv2d(8, 16, 3), (10, 10, 8)),
+        (fnn.MultiHeadAttention(32, 4), (16, 32)),
+    ],
+    ids=["Linear", "Linear-of-sequences", "Conv2d", "MultiHeadAttention"],
+)
+def test_statistics_need_hardly_more_operations_than_gradients(layer, shape):
+    model = fnn.Sequential(layer, fnn.Tanh())
+    x = jax.ShapeDtypeStruct((32, *shape), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    target, _ = jax.eval_shape(model.forward, params, x)
+    plain, norms, moments = (
+        cost(fnn.loss_and_grads(changed, mse), params, x, target)[0]
+        for changed in (model, fnn.squared_norms(model), fnn.second_moments(model))
+    )
+    assert norms < 1.1 * plain
+    assert moments < 1.2 * plain
 
 
 def test_statistics_refuse_layers_whose_examples_depend_on_each_other():
