@@ -93,12 +93,20 @@ def _product(subscripts, a, b, out_sharding=None):
     return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, out_sharding=out_sharding)
 
 
+def _check_batch(layer, x, num_axes):
+    """Of one example without a batch axis, rows would pass for examples."""
+    if x.ndim < num_axes + 1:
+        expected = "expected x of shape (batch, ...) for a statistic"
+        raise ValueError(f"{layer.name}: {expected}, got {x.shape}")
+
+
 def _of_linear_norms(layer, params, x, dy):
     return linear_squared_norms(params, x, dy)[0]
 
 
 def _of_linear_moments(layer, params, x, dy):
     """For each element the sum over examples of (sum over t of dy_t x_t)^2."""
+    _check_batch(layer, x, 1)
     xs, dys = _positions(x), _positions(dy)
     if xs.shape[1] == 1:
         wide = (jnp.square(upcast(array)) for array in (dys, xs))
@@ -122,12 +130,14 @@ def _gathered(params, x, dy):
 
 def _of_embedding_norms(layer, params, x, dy):
     """sum over s of u_s . dy_s, where u_s is the sum of the dy_t with x_t = x_s."""
+    _check_batch(layer, x, 0)
     sums, dys, _ = _gathered(params, x, dy)
     return {"W": jnp.maximum(jnp.sum(sums * upcast(dys), axis=(1, 2)), 0)}
 
 
 def _of_embedding_moments(layer, params, x, dy):
     """u_s^2 in row x_s, once in each example: every one of the equal positions brings its share."""
+    _check_batch(layer, x, 0)
     sums, _, same = _gathered(params, x, dy)
     count = jnp.sum(same, axis=2, keepdims=True, dtype=sums.dtype)
     shares = jnp.square(sums) / jnp.maximum(count, 1)
@@ -140,6 +150,7 @@ def _met_by_places(layer, x, dy):
     In a transposed convolution it meets dy, and the other is x.
     """
     kernel, steps = layer.settings["kernel"], layer.settings["steps_for"](x)
+    _check_batch(layer, x, len(kernel) + 1)
     met, other = (dy, x) if _is_transposed(layer) else (x, dy)
     images = met.reshape(-1, *met.shape[-1 - len(kernel) :])
     count = math.prod(other.shape[1:-1])

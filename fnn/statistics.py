@@ -91,7 +91,7 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
     through per_example; those of fnn have few parameters, or are recurrent.
 
     Raises:
-        ValueError: `model` is not a Layer; its examples depend on each other.
+        ValueError: `model` is not a Layer; its examples depend on each other; x has no batch axis.
     """
     otherwise = functools.partial(_through_per_example, squares)
     return _with_statistic("squared_norms", model, SQUARED_NORMS, rules, otherwise)
@@ -107,8 +107,8 @@ def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = N
 def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
     """The model with the sum over the examples of grad^2, element by element.
 
-    Changes grads: leaves have the shapes of params. With the mean gradient g of n examples, the
-    variance of an element is second_moment / n - g^2.
+    Changes grads: leaves have the shapes and dtypes of params. With the mean gradient g of n
+    examples, the variance of an element is second_moment / n - g^2.
 
     Raises:
         ValueError: as squared_norms.

@@ -346,7 +346,22 @@ def test_statistics_refuse_layers_whose_examples_depend_on_each_other():
             change(fnn.Linear)
 
 
-def test_a_layer_without_a_batch_axis_is_refused_by_its_statistic():
-    each = fnn.squared_norms(scale())
-    with pytest.raises(ValueError, match=r"per_example: expected x of shape \(batch, ...\), got"):
-        each.forward({"a": jnp.ones(())}, jnp.ones(()))
+def test_an_example_without_a_batch_axis_is_refused():
+    """Where the rows of an image would pass for examples, too."""
+    image = fnn.Conv2d(2, 2, 3, padding=1), (5, 5, 2)
+    for layer, shape in (image, (fnn.Linear(3, 3), (3,)), (scale(), ())):
+        given = jax.eval_shape(layer.init, jax.random.key(0)), *[draw(1, shape)] * 2
+        with pytest.raises(ValueError, match=r"expected x of shape \(batch, ...\).*, got"):
+            jax.eval_shape(functools.partial(statistic, fnn.second_moments(layer)), *given)
+
+
+@pytest.mark.parametrize("name", ["Linear-many-positions", "Embedding", "Conv2d-groups"])
+def test_statistics_are_the_same_without_jit_and_without_nans(name):
+    layer, *given = layer_inputs(CASES[name])
+
+    def run(*given):
+        return [statistic(change(layer), *given) for change in STATISTICS]
+
+    compiled = jax.jit(run)(*given)
+    with jax.disable_jit(), jax.debug_nans(True):
+        chex.assert_trees_all_close(run(*given), compiled, rtol=1e-5, atol=1e-6)
