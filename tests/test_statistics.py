@@ -48,6 +48,9 @@ CASES = HAVE_PARAMS | {
     "Linear-many-positions": LayerCase(lambda: fnn.Linear(2, 3), (3, 2, 2), (3, 2, 3)),
     "Embedding-of-a-number": LayerCase(lambda: fnn.Embedding(5, 3), (), (3,), num_indices=5),
     "Embedding-repeated": LayerCase(lambda: fnn.Embedding(3, 2), (2, 4), (2, 4, 2), num_indices=5),
+    "ConvTranspose1d-groups": LayerCase(
+        lambda: fnn.ConvTranspose1d(6, 4, 2, groups=2), (3, 6), (4, 4)
+    ),
     "Conv2d-few-positions": LayerCase(lambda: fnn.Conv2d(3, 4, 2), (3, 2, 3), (2, 1, 4)),
 }
 
