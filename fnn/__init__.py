@@ -10,12 +10,16 @@ __version__ = "0.1.0"
 from fnn._signals import interruptions
 from fnn.calibration import calibrate
 from fnn.checkpoint import load, read_note, save
+from fnn.clipping import clipped_loss_and_grads
 from fnn.combinators import Identity, Parallel, Residual, Sequential
+from fnn.coupled import reversible
+from fnn.curvature import ggn_diagonal
 from fnn.datasets import idx_shape as idx_shape  # for callers of earlier versions
 from fnn.datasets import load_idx, sample_disk
 from fnn.epoch import make_train_epoch
 from fnn.files import remove_unfinished, replace_file
 from fnn.fitting import Fit, fit
+from fnn.halves import split_backward
 from fnn.initializers import (
     kaiming_normal, kaiming_uniform, lecun_normal, orthogonal, standard_normal, xavier_normal,
     xavier_uniform, zeros,
@@ -61,7 +65,8 @@ from fnn.schedules import (
 )
 from fnn.sequences import MultiHeadAttention, reverse_time
 from fnn.sharding import data_parallel_mesh, replicate, shard_batch
-from fnn.statistics import linear_squared_norms, per_example
+from fnn.statistic_rules import linear_squared_norms
+from fnn.statistics import kronecker_factors, per_example, second_moments, squared_norms
 from fnn.testing import check_layer, check_loss
 from fnn.tracing import trace
 from fnn.training import (
@@ -86,16 +91,17 @@ __all__ = [
     "Softmax", "Softplus", "Softsign", "Standardize", "StochasticDepth", "Tanh", "Threshold",
     "TrainState", "Upsample", "accumulate_gradients", "accuracy", "adagrad", "adam",
     "as_jax_function", "calibrate", "check_layer", "check_loss", "clip_by_global_norm",
-    "clip_gradient", "confusion_matrix", "constant", "cosine_decay", "count_params",
-    "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
-    "find_nonfinite_in_epoch", "fit", "freeze", "init_train_state", "interruptions",
-    "is_finite", "kaiming_normal", "kaiming_uniform", "lecun_normal", "linear_decay",
-    "linear_squared_norms", "lion", "load", "load_checkpoint", "load_idx", "loss_and_grads",
-    "make_train_epoch", "make_train_step", "mean_absolute_error", "observe", "one_cycle",
-    "only", "orthogonal", "per_example", "piecewise_constant", "predict", "progress",
-    "r2_score", "read_note", "remat", "remove_unfinished", "repeat", "replace_file",
-    "replicate", "reverse_time", "rmsprop", "run_epochs", "sample_disk", "save",
-    "scale_gradient", "sgd", "shard_batch", "split", "standard_normal", "standardize",
-    "summary", "time_left", "top_k_accuracy", "trace", "warmup", "with_compute_dtype",
-    "with_l2", "with_moving_average", "xavier_normal", "xavier_uniform", "zeros",
+    "clip_gradient", "clipped_loss_and_grads", "confusion_matrix", "constant", "cosine_decay",
+    "count_params", "data_parallel_mesh", "exponential_decay", "f1_score", "find_nonfinite",
+    "find_nonfinite_in_epoch", "fit", "freeze", "ggn_diagonal", "init_train_state",
+    "interruptions", "is_finite", "kaiming_normal", "kaiming_uniform", "kronecker_factors",
+    "lecun_normal", "linear_decay", "linear_squared_norms", "lion", "load", "load_checkpoint",
+    "load_idx", "loss_and_grads", "make_train_epoch", "make_train_step", "mean_absolute_error",
+    "observe", "one_cycle", "only", "orthogonal", "per_example", "piecewise_constant",
+    "predict", "progress", "r2_score", "read_note", "remat", "remove_unfinished", "repeat",
+    "replace_file", "replicate", "reverse_time", "reversible", "rmsprop", "run_epochs",
+    "sample_disk", "save", "scale_gradient", "second_moments", "sgd", "shard_batch", "split",
+    "split_backward", "squared_norms", "standard_normal", "standardize", "summary", "time_left",
+    "top_k_accuracy", "trace", "warmup", "with_compute_dtype", "with_l2", "with_moving_average",
+    "xavier_normal", "xavier_uniform", "zeros",
 ]

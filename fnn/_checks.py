@@ -63,6 +63,13 @@ def have_same_shapes(tree: Any, like: Any) -> bool:
     return structure == other_structure and shapes == other_shapes
 
 
+def check_copies(name: str, params: Any, n: int) -> None:
+    """Check that every leaf of `params` has a first axis of length n, one entry for each copy."""
+    if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(params)):
+        shapes = jax.tree.map(jnp.shape, params)
+        raise ValueError(f"{name}: expected params with a first axis of {n}, got {shapes}")
+
+
 def check_integer(name: str, what: str, value: Any, low: int, high: float = math.inf) -> Any:
     """Return `value` as an int. It must be an integer from low to high.
 

@@ -52,7 +52,9 @@ class Layer(_Triple):
         layers: the layers inside it, or ().
         rebuild: a function: rebuild(*layers) makes the same combinator or transform from other
             layers. None for a layer without layers inside.
-        settings: what a combinator or transform has beside its layers, for print: {"n": 3}.
+        settings: what a combinator or transform has beside its layers, for print: {"n": 3}. For a
+            layer of fnn without layers inside, what fnn.statistics has to know of it. _replace
+            forgets it with forward or backward, because the statistics are those of fnn's passes.
         uses_key: whether forward does something else with a key than without one, as Dropout's
             does. By default it does if a layer inside does. Training refuses such a layer without a
             key.
@@ -94,6 +96,7 @@ class Layer(_Triple):
 
     def _replace(self, **functions) -> "Layer":
         kept = () if "forward" in functions else ("uses_key", "couples_examples")
+        kept += () if self.layers or functions.keys() & {"forward", "backward"} else ("settings",)
         facts = {what: vars(self)[what] for what in ("name", *kept)}
         return Layer(*_Triple(*self)._replace(**functions), **facts)
 

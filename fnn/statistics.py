@@ -1,23 +1,54 @@
-"""Statistics: one layer -> one layer whose backward gives another quantity than the gradient."""
+"""Statistics: a model -> the model whose backward gives another quantity in place of grads.
 
-import math
+    squares = fnn.squared_norms(model)
+    value, statistic = fnn.loss_and_grads(squares, fnn.MSELoss("sum"))(params, x, target)
+
+The statistic is a tree like params with other leaves. It is that of dy as it comes: a loss that
+averages over n examples divides each example's gradient by n, and "sum" does not.
+
+y and dx are the model's own. Combinators and transforms are looked into, and the layers inside are
+changed. A rule says how a layer's statistic follows from its saved tensors. It is one function
+
+    (layer, params, residuals, dy) -> statistic
+
+and stands under the layer's name without its arguments: rules={"Linear": function}. fnn's own rules
+are for fnn's own passes. So a layer of one's own of the same name does not meet them, nor does one
+that _replace gave another forward or backward. A layer with parameters and without a rule goes
+through per_example: nothing is refused because it is unknown. If it uses a key, example i draws
+from fold_in(key, i) there, and so draws other numbers than in the model itself. A frozen layer has
+a statistic of zeros.
+
+x is (batch, ...). A layer whose examples depend on each other, as BatchNorm's do, is refused.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array
-from fnn._numerics import accumulation_dtype, upcast
+from fnn.inspection import map_layers
 from fnn.layer import Layer, check_is_layer, name_of_first, transformed, type_of
-from fnn.layers.linear import contract
+from fnn.statistic_rules import (
+    KRONECKER_FACTORS,
+    SECOND_MOMENTS,
+    SQUARED_NORMS,
+    squares,
+    sum_of_squares,
+)
+
+Rule = Callable[[Layer, Any, Any, jax.Array], Any]
 
 
 def per_example(layer: Layer) -> Layer:
     """The layer with a gradient for each example: vmap of forward and backward over x's first axis.
 
     Changes grads: every leaf gains a first axis, the batch. The sum over it is the layer's grads.
-    They take the memory of one copy of params for each example; if the norms are all you need, see
-    linear_squared_norms. Example i draws from fold_in(key, i) under vmap. (Keys of JAX's
-    implementation "rbg" draw other numbers under vmap than outside it.)
+    They take the memory of one copy of params for each example. squared_norms and second_moments
+    say what is often wanted of them, in less. Example i draws from fold_in(key, i) under vmap.
+    (Keys of JAX's implementation "rbg" draw other numbers under vmap than outside it.)
 
     Shapes: x (batch, ...), y (batch, ...), as the layer's; grads (batch, *shape) for params of
     that shape.
@@ -26,10 +57,7 @@ def per_example(layer: Layer) -> Layer:
         ValueError: `layer` is not a Layer; its examples depend on each other, as BatchNorm's do; x
             has no axis.
     """
-    check_is_layer("per_example", layer)
-    if layer.couples_examples:
-        got = name_of_first(layer, "couples_examples")
-        raise ValueError(f"per_example: expected each example by itself, got {got}")
+    _check_each_by_itself("per_example", layer)
 
     def forward(params, x, key=None):
         x = as_array("per_example", "x", x)
@@ -51,46 +79,118 @@ def per_example(layer: Layer) -> Layer:
     return transformed(layer, per_example, forward=forward, backward=backward)
 
 
-def linear_squared_norms(
-    params: dict[str, jax.Array], x: jax.Array, dy: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """A backward for Linear that gives each example's squared gradient norm in place of grads.
+def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
+    """The model with each example's squared gradient norm, |grad|^2, leaf by leaf.
 
-    Linear(...)._replace(backward=linear_squared_norms) uses it. In a Sequential the sum of
-    jax.tree.leaves(grads) is then each example's squared norm for the whole network.
+    Changes grads: every leaf has shape (batch,), in float32 for parameters of 16 bits. In a repeat
+    it is (n, batch). The sum of jax.tree.leaves(statistic) is that of the whole model, for a model
+    without a repeat.
 
-    s and t number the positions of one example, that is the axes between batch and features:
-
-        |dW|^2 = sum over s, t of (x_s . x_t)(dy_s . dy_t)       with one position |x|^2 |dy|^2
-        |db|^2 = |sum over t of dy_t|^2
-
-    No example's dW is formed. Goodfellow, 2015; Li et al., 2022. dx = dy W as in Linear.
-
-    Shapes:
-        x: (batch, ..., dim_in), or (dim_in,) for one example. These are Linear's residuals.
-        dy: (batch, ..., dim_out).
-        grads: {"W": (batch,), "b": (batch,)}, "b" where params have it, in float32 for 16-bit x.
+    Linear, the convolutions, also transposed ones, and Embedding have rules. These form no
+    example's gradient where the positions are few: see fnn.linear_squared_norms. Other layers go
+    through per_example; those of fnn have few parameters, or are recurrent.
 
     Raises:
-        ValueError: params are not Linear's; x or dy have another shape or are not floating.
+        ValueError: `model` is not a Layer; its examples depend on each other; x has no batch axis.
     """
-    name = "linear_squared_norms"
-    if not isinstance(params, dict) or not {"W"} <= params.keys() <= {"W", "b"}:
-        raise ValueError(f"{name}: expected params of a Linear, got {jax.tree.structure(params)}")
-    W = check_array(name, "W", params["W"], ("dim_out", "dim_in"))
-    x = check_array(name, "residuals", x, (..., W.shape[1]))
-    dy = check_array(name, "dy", dy, (*x.shape[:-1], W.shape[0]), x.dtype)
-    batch = x.shape[:1] if x.ndim > 1 else ()
-    positions = math.prod(x.shape[len(batch) : -1])
+    otherwise = functools.partial(_through_per_example, squares)
+    return _with_statistic("squared_norms", model, SQUARED_NORMS, rules, otherwise)
 
-    def inner_products(array):
-        """a_s . a_t for all positions s, t of each example."""
-        dtype = accumulation_dtype(array.dtype)
-        return jnp.einsum("...sf,...tf->...st", array, array, preferred_element_type=dtype)
 
-    xs, dys = (array.reshape(*batch, positions, array.shape[-1]) for array in (x, dy))
-    # Rounding may make a sum that should be 0 slightly negative.
-    grads = {"W": jnp.maximum(jnp.sum(inner_products(xs) * inner_products(dys), axis=(-2, -1)), 0)}
-    if "b" in params:
-        grads["b"] = jnp.sum(jnp.square(jnp.sum(upcast(dys), axis=-2)), axis=-1)
-    return grads, contract(dy, W, -1, 0).astype(x.dtype)
+def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
+    """The model with its own grads, and with the residuals of squared_norms(model, rules)."""
+    kept, of_user = dict.fromkeys(SQUARED_NORMS), dict.fromkeys(rules or {})
+    otherwise = functools.partial(_through_per_example, lambda grads: jnp.sum(grads, axis=0))
+    return _with_statistic("squared_norms", model, kept, of_user, otherwise)
+
+
+def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
+    """The model with the sum over the examples of grad^2, element by element.
+
+    Changes grads: leaves have the shapes and dtypes of params. With the mean gradient g of n
+    examples, the variance of an element is second_moment / n - g^2.
+
+    Raises:
+        ValueError: as squared_norms.
+    """
+    otherwise = functools.partial(_through_per_example, sum_of_squares)
+    return _with_statistic("second_moments", model, SECOND_MOMENTS, rules, otherwise)
+
+
+def kronecker_factors(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
+    """The model with (A, G) for each Linear, Conv1d, Conv2d and Conv3d; None for other parameters.
+
+        A = mean of x x^T,    G = sum of dy dy^T,    both over examples and positions
+
+    Their Kronecker product approximates the sum over the examples of grad grad^T. Martens and
+    Grosse, 2015; for convolutions Grosse and Martens, 2016. x is a column here. For a convolution
+    it is the patch that the kernel meets, in the order of W's axes.
+
+    Changes grads: "W" has (A, G), and "b" None. The bias is folded in: where a layer has one, x
+    has a 1 at its end, and A a row and a column more. A convolution with groups has None.
+
+    Raises:
+        ValueError: as squared_norms.
+    """
+
+    def without(layer):
+        def backward(params, residuals, dy):
+            _, dx = layer.backward(params, residuals, dy)
+            return jax.tree.map(lambda _: None, params), dx
+
+        return layer._replace(backward=backward)
+
+    return _with_statistic("kronecker_factors", model, KRONECKER_FACTORS, rules, without)
+
+
+def _with_statistic(name, model, own_rules, rules, otherwise):
+    """The model whose layers have the statistic of a rule, or are otherwise(layer).
+
+    rules go by the layer's name, own_rules by the kind of a layer of fnn. A rule of None leaves the
+    layer as it is.
+    """
+    _check_each_by_itself(name, model)
+
+    def change(place, layer):
+        given, kind = layer.name.partition("(")[0], layer.settings.get("kind")
+        if rules and given in rules:
+            rule = rules[given]
+        elif kind in own_rules:
+            rule = own_rules[kind]
+        else:
+            is_opened = layer.layers and layer.rebuild
+            return layer if is_opened else otherwise(layer)
+        if rule is None:
+            return layer
+
+        def backward(params, residuals, dy):
+            _, dx = layer.backward(params, residuals, dy)
+            return rule(layer, params, residuals, dy), dx
+
+        return layer._replace(backward=backward)
+
+    return map_layers(change, model)
+
+
+def _through_per_example(of_examples, layer):
+    """The layer with of_examples(grads of per_example)."""
+    each = per_example(layer)
+
+    def forward(params, x, key=None):
+        return (each if jax.tree.leaves(params) else layer).forward(params, x, key)
+
+    def backward(params, residuals, dy):
+        if not jax.tree.leaves(params):
+            return layer.backward(params, residuals, dy)
+        grads, dx = each.backward(params, residuals, dy)
+        return jax.tree.map(of_examples, grads), dx
+
+    facts = {"name": layer.name, "uses_key": layer.uses_key}
+    return Layer(layer.init, forward, backward, **facts)
+
+
+def _check_each_by_itself(name, layer):
+    check_is_layer(name, layer)
+    if layer.couples_examples:
+        got = name_of_first(layer, "couples_examples")
+        raise ValueError(f"{name}: expected each example by itself, got {got}")

@@ -46,7 +46,7 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
     def evaluate(params, x, target, key=None):
         prediction, residuals = model.forward(params, x, key)
         value, loss_residuals = loss.forward(prediction, target)
-        _check_value("loss_and_grads", value)
+        check_value("loss_and_grads", value)
         dy = loss.backward(loss_residuals)
         dy = check_array("loss_and_grads", "d_prediction", dy, jnp.shape(prediction))
         grads, _ = model.backward(params, residuals, dy)
@@ -107,7 +107,7 @@ def accumulate_gradients(
             return jax.tree.map(lambda a, b: a + upcast(b), total, evaluate_part(index)), None
 
         like = jax.eval_shape(evaluate_part, 0)
-        _check_value("accumulate_gradients", like[0])
+        check_value("accumulate_gradients", like[0])
         expected, got = (jax.tree.map(jnp.shape, tree) for tree in (params, like[1]))
         if not have_same_shapes(like[1], params):
             raise ValueError(
@@ -244,7 +244,8 @@ def count_examples(name: str, x: Any, target: Any) -> int:
     return x.shape[0]
 
 
-def _check_value(name, value):
+def check_value(name: str, value: Any) -> None:
+    """Raise ValueError unless the loss value has the shape ()."""
     shape = None if value is None else jnp.shape(value)
     if shape != ():
         expected = "a loss value of shape (), such as a sum or a mean"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fnn._checks import (
     as_array,
     check_array,
+    check_copies,
     check_integer,
     check_number,
     check_positive,
@@ -78,17 +79,12 @@ def repeat(layer: Layer, n: int) -> Layer:
         # Not vmap: there keys of the implementation "rbg" draw other numbers.
         return jax.lax.map(lambda index: layer.init(jax.random.fold_in(key, index)), jnp.arange(n))
 
-    def check_copies(params):
-        shapes = jax.tree.map(jnp.shape, params)
-        if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(params)):
-            raise ValueError(f"repeat: expected params with a first axis of {n}, got {shapes}")
-
     def check_alike(what, expected, got):
         if type_of(got) != type_of(expected):
             raise ValueError(f"repeat: expected {what}, {type_of(expected)}, got {type_of(got)}")
 
     def forward(params, x, key=None):
-        check_copies(params)
+        check_copies("repeat", params, n)
         x = as_array("repeat", "x", x)
 
         def step(x, copy):
@@ -102,7 +98,7 @@ def repeat(layer: Layer, n: int) -> Layer:
         return y, (put_together(arrays, sharing), type_of(y))
 
     def backward(params, residuals, dy):
-        check_copies(params)
+        check_copies("repeat", params, n)
         residuals, y_type = residuals
         dy = check_array("repeat", "dy", dy, *y_type)
 
@@ -157,7 +153,10 @@ def with_compute_dtype(layer: Layer, dtype: Any) -> Layer:
     def backward(params, residuals, dy):
         residuals, x_type = residuals
         grads, dx = layer.backward(cast_params(params), residuals, cast_floating(dy, dtype))
-        grads = jax.tree.map(lambda grad, leaf: grad.astype(jnp.asarray(leaf).dtype), grads, params)
+        # In place of a grad may stand a tree, as those of fnn.kronecker_factors are.
+        grads = jax.tree.map(
+            lambda leaf, grad: cast_floating(grad, jnp.asarray(leaf).dtype), params, grads
+        )
         return grads, dx.astype(x_type.dtype)
 
     rebuild = functools.partial(with_compute_dtype, dtype=dtype)

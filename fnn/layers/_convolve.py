@@ -70,11 +70,11 @@ def convolve(
         if spread:
             terms = [weighted(x, weight) for weight in weights]
             terms = [
-                _moved(*pair, kernel, steps, spread) for pair in zip(terms, places, strict=True)
+                moved(*pair, kernel, steps, spread) for pair in zip(terms, places, strict=True)
             ]
         else:
-            moved = [_moved(x, place, kernel, steps) for place in places]
-            terms = list(map(weighted, moved, weights))
+            met = [moved(x, place, kernel, steps) for place in places]
+            terms = list(map(weighted, met, weights))
         return sum(terms).swapaxes(-1, -2).reshape(*terms[0].shape[:-2], groups * o)
     return _xla_convolution(
         x,
@@ -122,7 +122,7 @@ def kernel_gradient(
 
         def product_at(place):
             """The sum of x[..., c, g] dy[..., o, g] over all leading axes, as (c, g, o)."""
-            part = jnp.expand_dims(upcast(_moved(x, place, kernel, steps)), -2)
+            part = jnp.expand_dims(upcast(moved(x, place, kernel, steps)), -2)
             return jnp.sum(part * dy, leading).swapaxes(-1, -2)
 
         dW = jnp.stack([product_at(place) for place in product(*map(range, kernel))])
@@ -180,7 +180,13 @@ def _xla_convolution(a, b, **settings):
     )
 
 
-def _moved(x, place, kernel, steps, spread=None):
+def moved(
+    x: jax.Array,
+    place: tuple[int, ...],
+    kernel: tuple[int, ...],
+    steps: Steps,
+    spread: tuple[int, ...] | None = None,
+) -> jax.Array:
     """The numbers that place k of the kernel meets: x[s i + d k - p] for all i.
 
     x is (n, spatial..., channel axes...), with spread - 1 zeros put between its places.

@@ -15,7 +15,7 @@ def with_params(
     dtype: Any,
     forward: Callable[..., tuple[jax.Array, Any]],
     backward: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
-    **facts: bool,
+    **facts: Any,
 ) -> Layer:
     """Build a layer with parameters. Its init draws them, and its forward and backward check them.
 
@@ -26,8 +26,10 @@ def with_params(
         dtype: the dtype of the parameters.
         forward, backward: as in fnn.layer. The grads of backward may be wider than the parameters:
             they are rounded here.
-        facts: uses_key and couples_examples, as in Layer.
+        facts: uses_key, couples_examples and settings, as in Layer. settings["kind"] is added: the
+            name without its arguments.
     """
+    facts["settings"] = {"kind": name.partition("(")[0]} | facts.get("settings", {})
     like = {entry: jax.ShapeDtypeStruct(shape, dtype) for entry, (shape, _) in specs.items()}
 
     def init(key):

@@ -227,4 +227,5 @@ def convolution(
         """The array with one leading axis."""
         return array.reshape(-1, *array.shape[-num_axes - 1 :])
 
-    return with_params(name, params, dtype, forward, backward)
+    settings = {"kernel": kernel, "steps_for": lambda x: steps_and_sizes(x)[0]}
+    return with_params(name, params, dtype, forward, backward, settings=settings)

@@ -11,16 +11,34 @@ from fnn._checks import check_array, check_choice, check_type
 from fnn._numerics import upcast
 
 
-class Loss(NamedTuple):
+class _Pair(NamedTuple):
+    forward: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
+    backward: Callable[[Any], jax.Array]
+
+
+class Loss(_Pair):
     """A loss function and its derivative.
 
     forward:  (prediction, target) -> (value, residuals). The value is a scalar, or, with the
               reduction "none", an array of terms.
     backward: (residuals) -> d_prediction, of the prediction's shape and dtype.
+
+    hessian_root, an attribute: (prediction, target, v) -> S v, for v of the prediction's shape,
+    where S S^T is the second derivative of the value by the prediction. None where a loss does not
+    say it. ggn_diagonal needs it.
     """
 
-    forward: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
-    backward: Callable[[Any], jax.Array]
+    def __new__(cls, forward, backward, *, hessian_root=None) -> "Loss":
+        loss = super().__new__(cls, forward, backward)
+        vars(loss)["hessian_root"] = hessian_root  # not by assignment, which __setattr__ forbids
+        return loss
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Loss cannot be changed: {name} is given to Loss or _replace")
+
+    @classmethod
+    def _make(cls, functions) -> "Loss":
+        return cls(*functions)
 
 
 def check_is_loss(name: str, loss: Any) -> None:
@@ -34,6 +52,7 @@ def make_loss(
     evaluate: Callable[..., tuple[jax.Array, ...]],
     shape: tuple[Any, ...] = (...,),
     convert: Callable[[jax.Array, Any], Any] | None = None,
+    root: Callable[..., jax.Array] | None = None,
 ) -> Loss:
     """Build a Loss from evaluate(prediction, target) -> (terms, their derivatives).
 
@@ -41,6 +60,7 @@ def make_loss(
     `shape` names a last axis, for each example. By default the target must have the prediction's
     shape; convert(prediction, target) replaces this check. evaluate may return a third array, the
     number that "mean" divides by in place of the number of terms. Where it is 0, all results are 0.
+    root(prediction, target, v) is hessian_root of the sum of the terms.
     """
     check_choice(name, "reduction", reduction, ("mean", "sum", "batchmean", "none"))
 
@@ -55,19 +75,27 @@ def make_loss(
             return 1.0 / terms.size
         return jnp.where(count == 0, 0, 1 / jnp.where(count == 0, 1, count))
 
-    def forward(prediction, target):
+    def checked(prediction, target):
         prediction = check_array(name, "prediction", prediction, shape)
         wide = upcast(prediction)
         if convert:
-            target = convert(wide, target)
-        else:
-            target = check_array(name, "target", target, wide.shape, wide.dtype)
+            return prediction, wide, convert(wide, target)
+        return prediction, wide, check_array(name, "target", target, wide.shape, wide.dtype)
+
+    def forward(prediction, target):
+        prediction, wide, target = checked(prediction, target)
         terms, derivatives, *count = evaluate(wide, target)
         s = scale(terms, prediction, *count)
         value = terms if reduction == "none" else _scaled_sum(s, terms)
         return value.astype(prediction.dtype), (s * derivatives).astype(prediction.dtype)
 
-    return Loss(forward, lambda d_prediction: d_prediction)
+    def hessian_root(prediction, target, v):
+        prediction, wide, target = checked(prediction, target)
+        terms, _, *count = evaluate(wide, target)
+        s = jnp.asarray(scale(terms, prediction, *count), wide.dtype)
+        return (jnp.sqrt(s) * root(wide, target, upcast(v))).astype(prediction.dtype)
+
+    return Loss(forward, lambda d_prediction: d_prediction, hessian_root=root and hessian_root)
 
 
 def _scaled_sum(s, terms):

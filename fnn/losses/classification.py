@@ -60,21 +60,31 @@ def BCEWithLogitsLoss(reduction: str = "mean", *, pos_weight: Any = None) -> Los
     elif is_weighted:
         check_number(name, "pos_weight", pos_weight)
 
-    def evaluate(logit, target):
-        one, zero = target, 1 - target
+    def weighted(logit, target):
+        """w t and 1 - t."""
+        one = target
         if has_axis:
             shape = logit.shape[-1:]
             weights = check_array(name, "pos_weight", pos_weight, shape, logit.dtype)
             one = one * broadcast_last_axis(weights, one)
         elif is_weighted:
             one = one * jnp.asarray(pos_weight, one.dtype)
+        return one, 1 - target
+
+    def evaluate(logit, target):
+        one, zero = weighted(logit, target)
         if_one = _product(one, jax.nn.softplus(-logit))
         if_zero = _product(zero, jax.nn.softplus(logit))
         if not is_weighted:
             return if_one + if_zero, jax.nn.sigmoid(logit) - target
         return if_one + if_zero, zero * jax.nn.sigmoid(logit) - one * jax.nn.sigmoid(-logit)
 
-    return make_loss(name, reduction, evaluate)
+    def root(logit, target, v):
+        one, zero = weighted(logit, target)
+        p, q = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
+        return jnp.sqrt((one + zero) * p * q) * v
+
+    return make_loss(name, reduction, evaluate, root=root)
 
 
 def KLDivLoss(reduction: str = "mean", *, log_target: bool = False) -> Loss:
@@ -170,12 +180,20 @@ def CrossEntropyLoss(
         slopes = jnp.where(weight == 0, 0, powers * (weight / total)) - t
         return terms, slopes, *count
 
-    return _class_loss(
-        "CrossEntropyLoss", reduction, evaluate, class_weights, ignore_index, label_smoothing
-    )
+    def root(logits, t, v):
+        p = jax.nn.softmax(logits)
+        sqrt_p = jnp.sqrt(p)
+        weight = jnp.sum(t, axis=-1, keepdims=True)
+        inner = jnp.sum(sqrt_p * v, axis=-1, keepdims=True)
+        return jnp.sqrt(weight) * (sqrt_p * v - p * inner)
+
+    options = class_weights, ignore_index, label_smoothing
+    return _class_loss("CrossEntropyLoss", reduction, evaluate, *options, root=root)
 
 
-def _class_loss(name, reduction, evaluate, class_weights, ignore_index, label_smoothing=0.0):
+def _class_loss(
+    name, reduction, evaluate, class_weights, ignore_index, label_smoothing=0.0, root=None
+):
     """Build a Loss from evaluate(prediction, t, *count), with t of the prediction's shape.
 
     t is the target's probabilities, smoothed, weighted and 0 for an ignored label. count is what
@@ -230,7 +248,11 @@ def _class_loss(name, reduction, evaluate, class_weights, ignore_index, label_sm
     def unpacked(prediction, target):
         return evaluate(prediction, *target)
 
-    return make_loss(name, reduction, unpacked, (..., "classes"), convert)
+    def root_of_t(prediction, target, v):
+        return root(prediction, target[0], v)
+
+    options = (..., "classes"), convert, root and root_of_t
+    return make_loss(name, reduction, unpacked, *options)
 
 
 def _equals(labels, index):

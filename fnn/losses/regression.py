@@ -1,5 +1,7 @@
 """Losses that compare numbers with numbers."""
 
+import math
+
 import jax.numpy as jnp
 
 from fnn._checks import check_nonnegative, check_positive
@@ -26,7 +28,10 @@ def MSELoss(reduction: str = "mean") -> Loss:
         difference = prediction - target
         return jnp.square(difference), 2 * difference
 
-    return make_loss("MSELoss", reduction, evaluate)
+    def root(prediction, target, v):
+        return math.sqrt(2) * v
+
+    return make_loss("MSELoss", reduction, evaluate, root=root)
 
 
 def L1Loss(reduction: str = "mean") -> Loss:
