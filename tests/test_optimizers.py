@@ -342,7 +342,7 @@ def test_new_schedules_take_traced_numbers_and_check_others():
         ),
         (lambda: fnn.one_cycle(1.0, 10, div_factor=0.0), "one_cycle: expected div_factor"),
         (lambda: fnn.warmup(0.1, -1), "warmup: expected steps"),
-        (lambda: fnn.warmup(-0.1, 1), "constant: expected rate"),
+        (lambda: fnn.warmup(-0.1, 1), "warmup: expected schedule"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()
