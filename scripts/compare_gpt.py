@@ -56,7 +56,7 @@ def parse_options(arguments=None):
     if options.dim % options.heads:
         dims = f"{options.dim} features and {options.heads} heads"
         parser.error(f"argument --heads: expected heads that divide the features, got {dims}")
-    parser.check_most("batch-size", options.steps * options.batch_size, 10**8, "10^8 windows")
+    parser.check_most("steps", options.steps * options.batch_size, 10**8, "10^8 windows")
     pytorch.require_pytorch(parser)
     return options
 
@@ -104,7 +104,7 @@ def start(options):
     """fnn's step, its first state, and the batches."""
     whole = text.read([])
     vocabulary = "".join(sorted({*whole}))
-    model = text.make_gpt(len(vocabulary), **size_of(options), dropout=0, untied=False)
+    model = text.make_gpt(len(vocabulary), **size_of(options))
     optimizer = fnn.adam(options.learning_rate, *BETAS, options.eps, options.weight_decay)
 
     @jax.jit
