@@ -46,7 +46,7 @@ def parse_options(arguments=None):
     option("--steps", type=positive_int, default=20, help="of training in both frameworks")
     option("--learning-rate", type=nonnegative_float, default=0.001, help="of Adam")
     option("--weight-decay", type=nonnegative_float, default=0.1, help="of Adam, decoupled")
-    help = "of Adam; below 1e-6 in float32 it divides rounding errors by others"
+    help = "of Adam; in float32 a much smaller one makes whole steps from rounding errors"
     option("--eps", type=nonnegative_float, default=1e-5, help=help)
     option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
     option("--seed", type=command_line.seed, default=0, help="of parameters and batches")
@@ -64,11 +64,11 @@ def parse_options(arguments=None):
 def compare(options):
     """Train in both frameworks, and report. Returns the exit status.
 
-    A bias of keys adds the same to all scores of a query, so its derivatives are 0 but for
-    rounding. Adam with a small eps makes steps as large as any from these. Therefore eps is larger
-    here than Adam's 1e-8.
+    The bias of the keys adds the same number to all scores of a query. So its derivatives are 0 but
+    for rounding errors, and Adam with an eps of 1e-8 makes whole steps from these in float32.
+    Therefore the default of --eps is larger.
     """
-    with jax.enable_x64(options.dtype == "float64"):
+    with jax.default_device("cpu"), jax.enable_x64(options.dtype == "float64"):
         step, state, batches = start(options)
         sizes = f"{options.layers} layers, {options.dim} features, {options.heads} heads"
         print(
@@ -136,7 +136,7 @@ def difference_of(params, network):
     """The largest difference of a parameter, relative to the largest number in its array."""
     pairs = zip(jax.tree.leaves(params), pytorch.gpt_leaves(network), strict=True)
     arrays = [(jax.device_get(ours), theirs.detach().numpy()) for ours, theirs in pairs]
-    return max((abs(a - b).max() / abs(b).max()).item() for a, b in arrays)
+    return max(abs(a - b).max().item() / (abs(b).max().item() or 1.0) for a, b in arrays)
 
 
 def make_table(options, step, state, torch_step, network, batch):
