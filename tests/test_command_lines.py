@@ -11,10 +11,12 @@ import subprocess
 import sys
 
 import benchmark
+import compare_gpt
 import compare_pytorch
 import grid_search
 import processes
 import pytest
+import record_gpt2
 import record_pytorch
 import record_torchvision
 import train_disk
@@ -98,6 +100,14 @@ BAD = {
         "--torch-rate -1": "argument --torch-rate: expected a number from 0 to 3e38, got '-1'",
         "": "PyTorch is not installed; 'pip install torch' installs it",
     },
+    compare_gpt: {
+        "--dim 100 --heads 3": "argument --heads: expected heads that divide the features, got 100",
+        "--steps 10000000": "argument --steps: expected at most 10^8 windows, got 160000000",
+        "--dtype float16": "argument --dtype: invalid choice: 'float16'",
+        "--eps -1": "argument --eps: expected a number from 0 to 3e38, got '-1'",
+        "": "PyTorch is not installed; 'pip install torch' installs it",
+    },
+    record_gpt2: {"values.json": "PyTorch is not installed; 'pip install torch' installs it"},
     record_pytorch: {
         "": "the following arguments are required: file",
         "values.json stray": "unrecognized arguments: stray",

@@ -26,6 +26,11 @@ def tensors(arrays: Iterable[jax.Array], device: str = "cpu") -> list[Any]:
     return [import_torch().tensor(jax.device_get(array), device=device) for array in arrays]
 
 
+def tokens(arrays: Iterable[jax.Array]) -> list[Any]:
+    """Tensors of int64, which PyTorch takes for indices."""
+    return [tensor.long() for tensor in tensors(arrays)]
+
+
 def make_network(widths: Sequence[int], activation: str) -> Any:
     """torch.nn's counterpart of disk.make_network; `activation` is the name of its class."""
     nn, layers = import_torch().nn, []
@@ -34,13 +39,67 @@ def make_network(widths: Sequence[int], activation: str) -> Any:
     return nn.Sequential(*layers[:-1], nn.Sigmoid())
 
 
+def make_gpt(size: int, *, layers: int, dim: int, heads: int, context: int) -> Any:
+    """torch.nn's counterpart of text.make_gpt, tied and without dropout."""
+    nn = import_torch().nn
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+        def forward(self, x):
+            q, k, v = self.first(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.last(y.transpose(1, 2).flatten(2))
+
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    class GPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(size, dim), nn.Embedding(context, dim)
+            blocks = []
+            for _ in range(layers):
+                network = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+                blocks.append(Residual(nn.LayerNorm(dim), Attention()))
+                blocks.append(Residual(nn.LayerNorm(dim), *network))
+            self.body = nn.Sequential(*blocks, nn.LayerNorm(dim))
+
+        def forward(self, x):
+            x = self.tokens(x) + self.positions.weight[: x.shape[1]]
+            return nn.functional.linear(self.body(x), self.tokens.weight)
+
+    return GPT()
+
+
+def gpt_leaves(network) -> list[Any]:
+    """The parameters in the order of fnn's leaves: by name, so a norm's bias before its scale."""
+    norm, leaves = import_torch().nn.LayerNorm, []
+    for module in network.modules():
+        own = [*module.parameters(recurse=False)]
+        leaves += reversed(own) if isinstance(module, norm) else own
+    return leaves
+
+
 def train_step(network, optimizer, reduction: str, x, target) -> Any:
     """One step; returns the loss before it."""
     summed = reduction == "batchmean"
     mse_loss = import_torch().nn.functional.mse_loss
-    optimizer.zero_grad()
     loss = mse_loss(network(x), target, reduction="sum" if summed else reduction)
-    loss = loss / len(x) if summed else loss
+    return _descend(optimizer, loss / len(x) if summed else loss)
+
+
+def train_gpt_step(optimizer, network, x, target) -> Any:
+    """One step with tokens x and target (batch, time); returns the loss before it."""
+    cross_entropy = import_torch().nn.functional.cross_entropy
+    return _descend(optimizer, cross_entropy(network(x).flatten(0, 1), target.flatten()))
+
+
+def _descend(optimizer, loss):
+    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     return loss

@@ -159,15 +159,20 @@ def Tied(num_embeddings: int, dim: int, body: fnn.Layer) -> fnn.Layer:
     return fnn.Layer(init, forward, backward, layers=(body,), rebuild=rebuild)
 
 
-def make_gpt(size, *, layers, dim, heads, context, dropout, untied) -> fnn.Layer:
-    """Blocks of causal attention and a GELU network, as in GPT-2. Radford et al., 2019."""
+def make_gpt(
+    size, *, layers, dim, heads, context, dropout=0, untied=False, gelu="none"
+) -> fnn.Layer:
+    """Blocks of causal attention and a GELU network, as in GPT-2. Radford et al., 2019.
+
+    GPT-2 itself has gelu="tanh". See shared.gpt2.
+    """
     drop = [fnn.Dropout(dropout)] if dropout else []
 
     def block(*inside):
         return fnn.Residual(fnn.Sequential(fnn.LayerNorm(dim), *inside, *drop))
 
     attention = block(fnn.MultiHeadAttention(dim, heads, causal=True))
-    network = block(fnn.Linear(dim, 4 * dim), fnn.GELU(), fnn.Linear(4 * dim, dim))
+    network = block(fnn.Linear(dim, 4 * dim), fnn.GELU(gelu), fnn.Linear(4 * dim, dim))
     blocks = [attention, network] * layers
     body = fnn.PositionalEmbedding(context, dim), *drop, *blocks, fnn.LayerNorm(dim)
     if untied:
