@@ -34,8 +34,9 @@ def parse_options(arguments=None):
     parser = Parser(
         "Train the GPT of train_text.py in fnn and in PyTorch on the CPU, from the same initial "
         "parameters on the same windows of Python's own documentation. Print by how much the "
-        "parameters differ after each step, and how long a step takes. Both have Adam with "
-        "decoupled weight decay, and neither dropout nor clipping."
+        "parameters differ after each step, what both predict of the last tenth of the text, and "
+        "how long a step takes. Both have Adam with decoupled weight decay, and neither dropout "
+        "nor clipping."
     )
     option = parser.add_argument
     option("--layers", type=layer_width, default=2, help="blocks of attention and a GELU network")
@@ -50,6 +51,8 @@ def parse_options(arguments=None):
     option("--eps", type=nonnegative_float, default=1e-5, help=help)
     option("--dtype", choices=("float32", "float64"), default="float32", help="of all arithmetic")
     option("--seed", type=command_line.seed, default=0, help="of parameters and batches")
+    help = "of the last tenth of the text, for validation"
+    option("--windows", type=positive_int, default=500, help=help)
     option("--rounds", type=positive_int, default=20, help="measurements of a step's time")
     option("--compile", action="store_true", help="measure torch.compile too")
     options = parser.parse_args(arguments)
@@ -69,7 +72,7 @@ def compare(options):
     Therefore the default of --eps is larger.
     """
     with jax.default_device("cpu"), jax.enable_x64(options.dtype == "float64"):
-        step, state, batches = start(options)
+        model, step, state, batches, windows = start(options)
         sizes = f"{options.layers} layers, {options.dim} features, {options.heads} heads"
         print(
             f"GPT: {sizes}, {fnn.count_params(state.params):,} parameters; {options.dtype}; "
@@ -92,6 +95,10 @@ def compare(options):
                 tell("losses are not finite: lower --learning-rate")
                 return 1
         print(f"largest difference: {largest:.2e}")
+        bits = jax.jit(functools.partial(text.evaluate, model))(state.params, windows)[0].item()
+        (torch_windows,) = pytorch.tokens([windows])
+        theirs = pytorch.evaluate_gpt(network, torch_windows) / math.log(2)
+        print(f"validation: {bits:.4f} bits per character in fnn, {theirs:.4f} in PyTorch")
         measure(make_table(options, step, state, torch_step, network, batches[-1]), options.rounds)
     return 0
 
@@ -101,9 +108,12 @@ def size_of(options):
 
 
 def start(options):
-    """fnn's step, its first state, and the batches."""
+    """fnn's model and step, its first state, the batches, and windows for validation."""
     whole = text.read([])
     vocabulary = "".join(sorted({*whole}))
+    tokens = text.encode(whole, vocabulary)
+    tokens, held_out = jnp.split(tokens, [len(tokens) - len(tokens) // 10])
+    windows = text.consecutive_windows(held_out, options.context)[: options.windows]
     model = text.make_gpt(len(vocabulary), **size_of(options))
     optimizer = fnn.adam(options.learning_rate, *BETAS, options.eps, options.weight_decay)
 
@@ -116,9 +126,9 @@ def start(options):
         batches = [part.reshape(options.steps, -1, options.context) for part in windows]
         return fnn.TrainState(params, optimizer.init(params)), batches
 
-    state, batches = draw(jnp.uint32(options.seed), text.encode(whole, vocabulary))
+    state, batches = draw(jnp.uint32(options.seed), tokens)
     step = fnn.make_train_step(model, fnn.CrossEntropyLoss(), optimizer)
-    return step, state, [*zip(*batches, strict=True)]
+    return model, step, state, [*zip(*batches, strict=True)], windows
 
 
 def start_torch(options, params):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from shared import pytorch, text
 
-SMALL = "--layers 1 --dim 8 --heads 2 --context 5 --batch-size 3 --steps 4 --rounds 1"
+SMALL = "--layers 1 --dim 8 --heads 2 --context 5 --batch-size 3 --steps 4 --rounds 1 --windows 9"
 needs_pytorch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
 )
@@ -27,9 +27,10 @@ def test_the_batches_are_windows_of_the_documentation_and_the_dtype_is_as_asked(
     monkeypatch.setattr(pytorch, "import_torch", lambda: None)
     with jax.enable_x64(True):
         options = compare_gpt.parse_options([*SMALL.split(), "--dtype", "float64"])
-        _, state, batches = compare_gpt.start(options)
+        _, _, state, batches, windows = compare_gpt.start(options)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float64")}
     assert len(batches) == 4
+    assert windows.shape == (9, 6)
     whole = text.read([])
     vocabulary = "".join(sorted({*whole}))
     for x, target in batches:
@@ -48,6 +49,10 @@ def differences(capsys, *changes):
     assert len(steps) == 4
     (largest,) = re.findall(r"^largest difference: (\S+)$", out, re.MULTILINE)
     assert float(largest) == max(map(float, steps))
+    (ours, theirs) = re.search(
+        r"^validation: ([\d.]+) bits .* fnn, ([\d.]+) in", out, re.MULTILINE
+    ).groups()
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-3)
     return float(largest)
 
 

@@ -98,6 +98,17 @@ def train_gpt_step(optimizer, network, x, target) -> Any:
     return _descend(optimizer, cross_entropy(network(x).flatten(0, 1), target.flatten()))
 
 
+def evaluate_gpt(network, windows) -> float:
+    """The mean cross-entropy of the next token over windows (n, context + 1), 64 at a time."""
+    torch = import_torch()
+    cross_entropy, total = torch.nn.functional.cross_entropy, 0.0
+    with torch.no_grad():
+        for part in windows.split(64):
+            scores = network(part[:, :-1]).flatten(0, 1)
+            total += cross_entropy(scores, part[:, 1:].flatten()).item() * len(part)
+    return total / len(windows)
+
+
 def _descend(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
