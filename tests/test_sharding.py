@@ -78,7 +78,10 @@ def test_a_layer_takes_a_batch_over_explicit_axes(name):
     assert not any(any(leaf.sharding.spec) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", ["Conv2d-same-strided", "Embedding", "LayerNorm", "Parallel-gate"])
+ON_A_MESH = ["Conv2d-same-strided", "Embedding", "LayerNorm", "Parallel-gate", "LSTM"]
+
+
+@pytest.mark.parametrize("name", [*ON_A_MESH, "Attention-in-blocks"])
 def test_gradients_over_a_mesh_are_those_of_one_device(name):
     layer, params, array, dy = layer_inputs({**LAYERS, **VARIANTS}[name], (8,))
 
