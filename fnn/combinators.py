@@ -83,9 +83,10 @@ def Residual(layer: Layer) -> Layer:
 def Parallel(*layers: Layer, combine: str = "concat", axis: int = -1) -> Layer:
     """y = the layers' outputs for the same x, side by side along an axis, or their sum or product.
 
-    dx is the sum of the layers' dx. With combine="concat" each layer gets its slice of dy, with
-    "sum" the whole dy, with "product" dy times the other layers' outputs, which are kept for it.
-    params and grads are tuples with one entry for each layer; layer i draws from fold_in(key, i).
+    dx is the sum of the layers' dx. With combine="concat" each layer gets its slice of dy. With
+    "sum" it gets the whole dy. With "product" it gets dy times the other layers' outputs, which are
+    kept for that. params and grads are tuples with one entry for each layer; layer i draws from
+    fold_in(key, i).
 
     Shapes: x any that every layer accepts. All outputs have one dtype, which is y's.
         "concat": the outputs differ along `axis` alone. y has the sum of their lengths there. A

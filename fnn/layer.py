@@ -52,9 +52,9 @@ class Layer(_Triple):
         layers: the layers inside it, or ().
         rebuild: a function: rebuild(*layers) makes the same combinator or transform from other
             layers. None for a layer without layers inside.
-        settings: what a combinator or transform has beside its layers, for print: {"n": 3}. For a
-            layer of fnn without layers inside, what fnn.statistics has to know of it. _replace
-            forgets it with forward or backward, because the statistics are those of fnn's passes.
+        settings: what a combinator or transform has beside its layers, for print: {"n": 3}. A
+            primitive layer of fnn has there what fnn.statistics must know of its passes. _replace
+            of one of them forgets it.
         uses_key: whether forward does something else with a key than without one, as Dropout's
             does. By default it does if a layer inside does. Training refuses such a layer without a
             key.

@@ -4,8 +4,8 @@ A convolution joins x, a kernel W and dy in one sum:
 
     sum over places i, k and channels c, o of dy[i, o] W[k, c, o] x[s i + d k - p, c]
 
-It is linear in each of the three. y, dW and dx are its derivatives: y is what dy is multiplied by,
-dW is what W is multiplied by, and dx is what x is multiplied by. Here s is the stride, d the
+It is linear in each of the three. Its derivative by dy is y, the one by W is dW, and the one by x
+is dx. Here s is the stride, d the
 dilation, and p the number of zeros before x. With groups, c and o run over the channels of one
 group, and the groups stand side by side along the last axis.
 
