@@ -116,6 +116,7 @@ def test_clipped_grads_of_bfloat16_keep_their_dtypes():
     assert (value.dtype, norms.dtype) == (jnp.bfloat16, jnp.float32)
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 def test_clipped_grads_hold_no_examples_gradient():
     """The compiler counts less memory than a tenth of the 256 gradients takes."""
     model, x = (
