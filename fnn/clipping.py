@@ -32,8 +32,9 @@ def clipped_loss_and_grads(
     the gradients of weighted examples. So no example's gradient is formed where squared_norms forms
     none. Li et al., 2022; Lee and Kifer, 2021.
 
-    The second pass is exact because backward is linear in dy. A clip_gradient inside is not, and is
-    refused; nor may a backward of one's own be otherwise.
+    The second pass is exact because backward is linear in dy. A clip_gradient inside is not linear,
+    and is refused. A backward of your own has to be linear too. A norm beyond the square root of
+    float32's range, 1e19, becomes inf, and its example has no weight.
 
     With noise added to grads this is the step of DP-SGD (Abadi et al., 2016). fnn does not account
     for the privacy that it spends.
@@ -74,9 +75,11 @@ def clipped_loss_and_grads(
         # In a repeat the leaves are (n, batch).
         by_leaf = [leaf.reshape(-1, num_examples) for leaf in jax.tree.leaves(squares)]
         norms = jnp.sqrt(sum(jnp.sum(leaf, axis=0) for leaf in by_leaf))
-        factors = clipping_factor(norms, max_norm) / num_examples
+        factors = clipping_factor(norms, max_norm)
         weighted = jax.vmap(lambda dy, factor: (upcast(dy) * factor).astype(dy.dtype))(dy, factors)
-        grads, _ = summed.backward(params, residuals, weighted)
+        # Not before: 16 bits may not hold a small dy divided by the number of examples.
+        sums, _ = summed.backward(params, residuals, weighted)
+        grads = jax.tree.map(lambda g: (upcast(g) / num_examples).astype(g.dtype), sums)
         return value, grads, norms
 
     return evaluate

@@ -1,4 +1,4 @@
-"""ggn_diagonal: curvature by backward passes over the root of the loss's second derivative."""
+"""ggn_diagonal: the curvature of the loss, element by element, by backward passes."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -23,7 +23,8 @@ def split_backward(layer: Layer) -> tuple[Callable[..., Any], Callable[..., Any]
     later time. Together they compute, under jit, what layer.backward computes. Schedules of
     pipelines fill idle time with the second half: Qi et al., 2023.
 
-    kept: the dy of each layer inside that has parameters, in the place of its params.
+    kept: the dy of each layer inside that has parameters, in the place of its params; and the dy of
+    the whole, whose shape the second half needs.
 
     Sequential, Residual, Parallel, repeat, StochasticDepth, reverse_time, scale_gradient and
     clip_gradient are looked into. Another layer with layers inside, such as remat, is one layer:

@@ -30,10 +30,9 @@ def sum_of_squares(grads: jax.Array) -> jax.Array:
         return jnp.tensordot(jnp.ones_like(wide, shape=wide.shape[:1]), jnp.square(wide), 1)
 
     if any(sharding_of(wide).spec):
-        return by_sum(wide).astype(grads.dtype)
+        return by_sum(wide)
     # On a CPU the loop that XLA makes of a sum over the first axis is about five times slower.
-    total = jax.lax.platform_dependent(wide, cpu=by_product, default=by_sum)
-    return total.astype(grads.dtype)
+    return jax.lax.platform_dependent(wide, cpu=by_product, default=by_sum)
 
 
 def linear_squared_norms(
@@ -101,6 +100,7 @@ def _check_batch(layer, x, num_axes):
 
 
 def _of_linear_norms(layer, params, x, dy):
+    _check_batch(layer, x, 1)
     return linear_squared_norms(params, x, dy)[0]
 
 
@@ -114,7 +114,7 @@ def _of_linear_moments(layer, params, x, dy):
     else:
         moments = {"W": sum_of_squares(_product("bto,bti->boi", dys, xs))}
     moments["b"] = sum_of_squares(_sum_over_positions(dy))
-    return {name: moments[name].astype(params[name].dtype) for name in params}
+    return {name: moments[name] for name in params}
 
 
 def _gathered(params, x, dy):
@@ -141,7 +141,8 @@ def _of_embedding_moments(layer, params, x, dy):
     sums, _, same = _gathered(params, x, dy)
     count = jnp.sum(same, axis=2, keepdims=True, dtype=sums.dtype)
     shares = jnp.square(sums) / jnp.maximum(count, 1)
-    return layer.backward(params, x, shares.reshape(dy.shape).astype(dy.dtype))[0]
+    wide = jax.tree.map(upcast, params)
+    return layer.backward(wide, x, shares.reshape(dy.shape))[0]
 
 
 def _met_by_places(layer, x, dy):
@@ -180,7 +181,7 @@ def _of_convolution_moments(layer, params, x, dy):
     order = "btgo,btgc->bgoc" if _is_transposed(layer) else "btgo,btgc->bcgo"
     moments = [sum_of_squares(_product(order, others, part)) for part in parts]
     statistic = {"W": jnp.stack(moments), "b": sum_of_squares(_sum_over_positions(dy))}
-    return {name: statistic[name].reshape(p.shape).astype(p.dtype) for name, p in params.items()}
+    return {name: statistic[name].reshape(p.shape) for name, p in params.items()}
 
 
 def _sum_over_positions(dy):

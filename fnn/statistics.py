@@ -6,8 +6,11 @@
 The statistic is a tree like params with other leaves. It is that of dy as it comes: a loss that
 averages over n examples divides each example's gradient by n, and "sum" does not.
 
-y and dx are the model's own. Combinators and transforms are looked into, and the layers inside are
-changed. A rule says how a layer's statistic follows from its saved tensors. It is one function
+y and dx are the model's own. fnn's combinators and transforms are looked into, and the layers
+inside are changed. One of your own goes through per_example as a whole, because it may share
+parameters between the layers inside.
+
+A rule says how a layer's statistic follows from its saved tensors. It is one function
 
     (layer, params, residuals, dy) -> statistic
 
@@ -40,6 +43,10 @@ from fnn.statistic_rules import (
 )
 
 Rule = Callable[[Layer, Any, Any, jax.Array], Any]
+
+# fnn's combinators and transforms. One of the user's own may share parameters, or have some.
+OPENED = ("Sequential", "Residual", "Parallel", "StochasticDepth", "repeat", "reversible", "remat")
+OPENED += ("with_compute_dtype", "freeze", "scale_gradient", "clip_gradient", "reverse_time")
 
 
 def per_example(layer: Layer) -> Layer:
@@ -98,7 +105,10 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
 
 
 def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
-    """The model with its own grads, and with the residuals of squared_norms(model, rules)."""
+    """The model with its own grads, and with the residuals of squared_norms(model, rules).
+
+    So both backward passes of clipped_loss_and_grads read one forward pass.
+    """
     kept, of_user = dict.fromkeys(SQUARED_NORMS), dict.fromkeys(rules or {})
     otherwise = functools.partial(_through_per_example, lambda grads: jnp.sum(grads, axis=0))
     return _with_statistic("squared_norms", model, kept, of_user, otherwise)
@@ -107,8 +117,8 @@ def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = N
 def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
     """The model with the sum over the examples of grad^2, element by element.
 
-    Changes grads: leaves have the shapes and dtypes of params. With the mean gradient g of n
-    examples, the variance of an element is second_moment / n - g^2.
+    Changes grads: leaves have the shapes of params, in float32 for parameters of 16 bits. With the
+    mean gradient g of n examples, the variance of an element is second_moment / n - g^2.
 
     Raises:
         ValueError: as squared_norms.
@@ -158,8 +168,7 @@ def _with_statistic(name, model, own_rules, rules, otherwise):
         elif kind in own_rules:
             rule = own_rules[kind]
         else:
-            is_opened = layer.layers and layer.rebuild
-            return layer if is_opened else otherwise(layer)
+            return layer if _is_opened(layer) else otherwise(layer)
         if rule is None:
             return layer
 
@@ -169,7 +178,11 @@ def _with_statistic(name, model, own_rules, rules, otherwise):
 
         return layer._replace(backward=backward)
 
-    return map_layers(change, model)
+    return map_layers(change, model, opened=_is_opened)
+
+
+def _is_opened(layer):
+    return bool(layer.layers and layer.rebuild and layer.name in OPENED)
 
 
 def _through_per_example(of_examples, layer):

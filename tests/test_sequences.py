@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import LAYERS, VARIANTS, draw, layer_inputs
+from cases import LAYERS, VARIANTS, cast, draw, layer_inputs
 
 import fnn
 from fnn.layers.attention import QUERIES_IN_BLOCK
@@ -99,9 +99,25 @@ def test_attention_over_2048_positions_has_a_tenth_of_the_memory():
     assert temporary_bytes(ours, x, dy) < temporary_bytes(theirs, x, dy) / 10
 
 
-def test_attention_keeps_x_y_and_a_number_for_each_head_and_position():
-    kept = jax.eval_shape(lambda x: fnn.Attention(4).forward((), x)[1], draw(1, (3, 500, 48)))
-    assert sorted(leaf.shape for leaf in kept) == [(3, 500, 4, 1), (3, 500, 16), (3, 500, 48)]
+def test_attention_keeps_x_alone():
+    x = draw(1, (3, 500, 48))
+    assert fnn.Attention(4).forward((), x)[1] is x
+
+
+def test_attention_is_exact_for_large_scores():
+    """The weights of a query are then 0, or equal where its largest scores are."""
+    whole = draw(1, (2, 8, 12)).round()  # so that the scores are exact in float32
+    layer, x, dy = fnn.Attention(2), 1e3 * whole, draw(2, (2, 8, 4))
+
+    def passes(x, dy):
+        y, residuals = layer.forward((), x)
+        return y, layer.backward((), residuals, dy)[1]
+
+    actual = jax.device_get(jax.jit(passes)(x, dy))
+    with jax.enable_x64(True):
+        exact = jax.device_get(jax.jit(passes)(*cast((x, dy), jnp.float64)))
+    for ours, wide in zip(actual, exact, strict=True):
+        assert abs(ours - wide).max() < 1e-6 * abs(wide).max()
 
 
 def count_products(jaxpr, times=1):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from cases import LAYERS, VARIANTS, LayerCase, cast, draw, draw_integers, layer_inputs
 from jax.sharding import AxisType
+from shared import text
 from test_costs import cost
 
 import fnn
@@ -277,6 +278,42 @@ def test_the_kronecker_factors_of_a_convolution_are_those_of_its_patches():
     assert not jax.tree.leaves(statistic(fnn.kronecker_factors(grouped), params, x, x)[0])
 
 
+def twice(layer):
+    """A combinator of one's own, whose layer has one set of parameters and two places."""
+
+    def forward(params, x, key=None):
+        y, first = layer.forward(params, x, key)
+        y, second = layer.forward(params, y, key)
+        return y, (first, second)
+
+    def backward(params, residuals, dy):
+        grads, dy = layer.backward(params, residuals[1], dy)
+        others, dx = layer.backward(params, residuals[0], dy)
+        return jax.tree.map(jnp.add, grads, others), dx
+
+    return fnn.Layer(layer.init, forward, backward, layers=(layer,), rebuild=twice)
+
+
+def test_combinators_that_share_parameters_are_taken_as_a_whole():
+    sizes = {"layers": 1, "dim": 4, "heads": 2, "context": 5}
+    tied, tokens = text.make_gpt(6, **sizes), draw_integers(1, (3, 5), 6)
+    pairs = (twice(fnn.Linear(3, 3)), draw(1, (4, 3))), (tied, tokens)
+    for layer, x in pairs:
+        params = layer.init(jax.random.key(0))
+        dy = draw(2, jax.eval_shape(layer.forward, params, x)[0].shape)
+
+        @jax.jit
+        def run(params, x, dy, layer=layer):
+            grads = gradients_by_jax(layer, params, x, dy)
+            norms, moments = (
+                statistic(change(layer), params, x, dy)[0]
+                for change in (fnn.squared_norms, fnn.second_moments)
+            )
+            return (norms, moments), (squares(grads), sums_of_squares(grads))
+
+        chex.assert_trees_all_close(*run(params, x, dy), rtol=1e-4, atol=1e-5)
+
+
 # shapes, dtypes, meshes and errors
 
 MIXED = ["Linear", "Linear-many-positions", "Embedding", "Conv2d", "Conv2d-groups"]
@@ -294,7 +331,7 @@ def test_statistics_of_16_bits_and_of_no_examples(name):
         )
         for leaf in jax.tree.leaves(norms):
             assert (leaf.shape, leaf.dtype) == ((num_examples,), jnp.float32)
-        chex.assert_trees_all_equal_shapes_and_dtypes(moments, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(moments, cast(params, jnp.float32))
         if num_examples == 0:
             assert not any(leaf.any() for leaf in jax.tree.leaves((moments, factors)))
 

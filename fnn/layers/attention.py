@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn._checks import check_array, check_integer, check_positive
+from fnn._checks import check_array, check_integer, check_positive, check_type
 from fnn._numerics import accumulation_dtype, broadcast_last_axis, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._frame import with_params, without_params
@@ -35,18 +35,21 @@ def Attention(num_heads: int, *, causal: bool = False, rotary_base: float | None
     (q[2i], q[2i + 1]) by the angle t / rotary_base^(2i / d). Then q[t] . k[s] depends on t - s, and
     not on t itself. Backward turns dq and dk back. Su et al., 2021.
 
-    Residuals: x, y, and for each head and position log(sum over s of exp(q[t] . k[s] / sqrt(d))).
-    From these backward computes p again, for a block of queries at a time. So neither pass holds an
-    array of time x time where time is long: what it holds grows with time. Dao et al., 2022.
+    Residuals: x. From it backward computes p again, for a block of queries and all keys at a time.
+    So neither pass holds an array of time x time where time is long: what it holds grows with time.
+    Dao et al., 2022, do it for blocks of keys too, and keep y and the logarithms of the sums.
+
+    A value v that is not finite makes all queries NaN, causal ones before it too: 0 * inf is NaN.
 
     Shapes: x (..., time, 3 * dim), y (..., time, dim) with dim = num_heads * d; params ().
 
     Raises:
         ValueError: num_heads is not a positive integer, or rotary_base not a finite number above 0;
-            num_heads does not divide dim; d is odd, with rotary_base; x or dy have another shape or
-            are not floating.
+            causal is neither True nor False; num_heads does not divide dim; d is odd, with
+            rotary_base; x or dy have another shape or are not floating.
     """
     num_heads = check_integer("Attention", "num_heads", num_heads, 1)
+    check_type("Attention", causal, bool, "causal to be True or False")
     if rotary_base is not None:
         check_positive("Attention", "rotary_base", rotary_base)
     options = ", causal=True" if causal else ""
@@ -80,43 +83,45 @@ def Attention(num_heads: int, *, causal: bool = False, rotary_base: float | None
         query, key = (jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - n) for n in (2, 1))
         return jnp.where(key <= first + query, s, -jnp.inf)
 
+    def powers_of(s):
+        """p times its sum over the keys, and that sum."""
+        # To jax.jvp the largest is a constant, because it cancels.
+        largest = jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True, initial=-jnp.inf))
+        powers = jnp.exp(s - largest)
+        return powers, jnp.sum(powers, -1, keepdims=True)
+
     def forward(x, key):
         x = check_x("x", x)
         q, k, v = split(x)
 
         def attend(first, q):
-            s = scores(q, k, first)
-            # To jax.jvp the largest is a constant, because it cancels.
-            largest = jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True, initial=-jnp.inf))
-            powers = jnp.exp(s - largest)
-            total = jnp.sum(powers, -1, keepdims=True)
+            powers, total = powers_of(scores(q, k, first))
             weighted = _product("...hqk,...khd->...qhd", powers.astype(x.dtype), v)
-            y = (weighted / jnp.swapaxes(total, -3, -2)).astype(x.dtype)
-            return (y, jnp.swapaxes(jnp.log(total) + largest, -3, -2)), ()
+            return (weighted / jnp.swapaxes(total, -3, -2)).astype(x.dtype), ()
 
-        (y, log_total), _ = _by_blocks(attend, (q,), ())
+        y, _ = _by_blocks(attend, (q,), ())
         y = y.reshape(*x.shape[:-1], x.shape[-1] // 3)
-        return y, (x, y, log_total)
+        return y, x
 
-    def backward(residuals, dy):
-        x, y, log_total = residuals
+    def backward(x, dy):
         x = check_x("residuals", x)
-        dy = check_array(name, "dy", dy, y.shape, x.dtype)
+        dy = check_array(name, "dy", dy, (*x.shape[:-1], x.shape[-1] // 3), x.dtype)
         q, k, v = split(x)
-        y, dy = (array.reshape(q.shape) for array in (y, dy))
-        inner = jnp.sum(upcast(dy) * upcast(y), axis=-1, keepdims=True)  # dy[t] . y[t]
+        dy = dy.reshape(q.shape)
 
-        def pull_back(first, q, dy, inner, log_total):
-            p = jnp.exp(scores(q, k, first) - jnp.swapaxes(log_total, -3, -2))
-            dp = _product("...qhd,...khd->...hqk", dy, v) - jnp.swapaxes(inner, -3, -2)
-            ds = (p * dp / math.sqrt(q.shape[-1])).astype(x.dtype)
+        def pull_back(first, q, dy):
+            powers, total = powers_of(scores(q, k, first))
+            dp = _product("...qhd,...khd->...hqk", dy, v)
+            inner = jnp.sum(powers * dp, -1, keepdims=True) / total  # dy[t] . y[t]
+            ds = powers * (dp - inner) / (math.sqrt(q.shape[-1]) * total)
+            ds, share = ds.astype(x.dtype), upcast(dy) / jnp.swapaxes(total, -3, -2)
             dq = _product("...hqk,...khd->...qhd", ds, k)
             dk = _product("...hqk,...qhd->...khd", ds, q)
-            dv = _product("...hqk,...qhd->...khd", p.astype(x.dtype), dy)
+            dv = _product("...hqk,...qhd->...khd", powers.astype(x.dtype), share.astype(x.dtype))
             return dq, (dk, dv)
 
         start = jnp.zeros_like(upcast(k)), jnp.zeros_like(upcast(v))
-        dq, (dk, dv) = _by_blocks(pull_back, (q, dy, inner, log_total), start)
+        dq, (dk, dv) = _by_blocks(pull_back, (q, dy), start)
         return join(dq, dk, dv).astype(x.dtype).reshape(x.shape)
 
     return without_params(name, forward, backward)

@@ -54,7 +54,8 @@ def RNN(
         da = dy * (1 - y) * (1 + y) if activation == "tanh" else jnp.where(y > 0, dy, 0)
         return da, da, (jnp.zeros_like(dy),)
 
-    return _recurrent("RNN", dim_in, dim_hidden, 1, 1, step, step_back, dtype)
+    options = "" if activation == "tanh" else f", activation={activation!r}"
+    return _recurrent("RNN", dim_in, dim_hidden, 1, 1, step, step_back, dtype, options)
 
 
 def LSTM(dim_in: int, dim_hidden: int, *, dtype: Any = jnp.float32) -> Layer:
@@ -139,7 +140,8 @@ def GRU(dim_in: int, dim_hidden: int, *, dtype: Any = jnp.float32) -> Layer:
         da, du = (jnp.concatenate([dr, dz, d], axis=-1) for d in (dn, r * dn))
         return da, du, (dy * z,)
 
-    return _recurrent("GRU", dim_in, dim_hidden, 3, 1, step, step_back, dtype)
+    sizes = dim_in, dim_hidden, 3, 1
+    return _recurrent("GRU", *sizes, step, step_back, dtype, has_second_bias=True)
 
 
 def _recurrent(
@@ -151,23 +153,26 @@ def _recurrent(
     step: Callable[..., tuple[tuple, tuple]],
     step_back: Callable[..., tuple[jax.Array, jax.Array, tuple]],
     dtype: Any,
+    options: str = "",
+    has_second_bias: bool = False,
 ) -> Layer:
     """The layer whose state, a tuple of y and perhaps others, goes through step at each position.
 
     Args:
         step: (params, a, u, before) -> (after, kept): the states, and the tuple of saved tensors.
         step_back: (kept, before, after, dafter) -> (da, du, dbefore), without what comes through u.
+        options: what the name has after the sizes.
+        has_second_bias: whether there is a bias c in u, apart from b. Else da and du are equal.
     """
     dim_in = check_integer(kind, "dim_in", dim_in, 1)
     dim_hidden = check_integer(kind, "dim_hidden", dim_hidden, 1)
-    name, size = f"{kind}({dim_in}, {dim_hidden})", num_gates * dim_hidden
+    name, size = f"{kind}({dim_in}, {dim_hidden}{options})", num_gates * dim_hidden
 
     def transposed(initializer):
         return lambda key, shape, dtype: initializer(key, shape[::-1], dtype).T
 
     params = {"W": ((size, dim_in), transposed(xavier_uniform))}
     params |= {"U": ((size, dim_hidden), transposed(orthogonal)), "b": ((size,), zeros)}
-    has_second_bias = kind == "GRU"
     if has_second_bias:
         params["c"] = ((dim_hidden,), zeros)
 
@@ -175,7 +180,7 @@ def _recurrent(
         x = check_array(name, "x", x, (..., "time", dim_in))
         a = contract(jnp.moveaxis(x, -2, 0), params["W"], -1, -1)
         a = a + broadcast_last_axis(params["b"], a)
-        zero = jnp.zeros_like(jnp.sum(a, axis=0)[..., :dim_hidden])
+        zero = jnp.zeros_like(jnp.sum(a, axis=0)[..., :dim_hidden])  # with the sharding of a
 
         def at_position(before, a):
             u = contract(before[0], params["U"], -1, -1)
@@ -207,7 +212,7 @@ def _recurrent(
         zero = jnp.zeros_like(jnp.sum(upcast(dys), axis=0))
         saved = kept, tuple(before), after, dys
         _, both = jax.lax.scan(at_position, (zero,) * num_states, saved, reverse=True)
-        da, du = both[0], both[-1]
+        da, du = both if has_second_bias else both * 2
         grads = {
             "W": sum_of_outer_products(da, xs, sharding_of(params["W"])),
             "U": sum_of_outer_products(du, before[0], sharding_of(params["U"])),

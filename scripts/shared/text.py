@@ -95,6 +95,7 @@ def evaluate(model: fnn.Layer, params, windows: jax.Array) -> jax.Array:
 
         return jax.vmap(of_one)(windows), ()
 
+    # predict divides the windows into batches. It gets a model whose y are the scores.
     at_once = max(1, EVALUATED_AT_ONCE // windows.shape[1])
     scores = fnn.predict(model._replace(forward=score), params, windows, batch_size=at_once)
     return jnp.mean(scores, axis=0)
