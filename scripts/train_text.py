@@ -62,7 +62,7 @@ def parse_options(arguments=None):
     option("--max-norm", type=nonnegative_float, default=1.0, help=help)
     help = "write so many characters, and train nothing"
     option("--sample", type=positive_int, metavar="N", help=help)
-    option("--from", **file, dest="source", help="params.npz of a training; it says which model it is of")
+    option("--from", **file, dest="source", help="params.npz, which says of which model it is")
     option("--prompt", metavar="TEXT", default="", help="what the sample goes on from")
     help = "below 1 the sample is more likely text; at 0 each character is the most likely one"
     option("--temperature", type=nonnegative_float, default=0.8, help=help)
