@@ -116,6 +116,14 @@ def test_clipped_grads_of_bfloat16_keep_their_dtypes():
     assert (value.dtype, norms.dtype) == (jnp.bfloat16, jnp.float32)
 
 
+def test_clipped_grads_of_float16_arithmetic_do_not_vanish():
+    model = fnn.with_compute_dtype(fnn.Linear(2, 1), jnp.float16)
+    params, x, target = model.init(key), jnp.ones((20000, 2)), jnp.full((20000, 1), 9.0)
+    _, grads, _ = fnn.clipped_loss_and_grads(model, mse, 1e-3)(params, x, target)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
+    assert norm == pytest.approx(1e-3, rel=0.02)
+
+
 @pytest.mark.usefixtures("on_the_cpu")
 def test_clipped_grads_hold_no_examples_gradient():
     """The compiler counts less memory than a tenth of the 256 gradients takes."""

@@ -448,3 +448,17 @@ def test_the_options_of_a_loss_take_a_batch_over_explicit_axes():
         loss = fnn.CrossEntropyLoss(reduction, **OPTIONS[2])
         value, slopes = jax.eval_shape(partial(pass_through, loss), logits, labels)
         assert (value.sharding.spec, slopes.sharding.spec[0]) == (expected, "data")
+
+
+@pytest.mark.parametrize("make", [fnn.CrossEntropyLoss, fnn.NLLLoss])
+def test_an_ignored_label_makes_no_nan_on_the_way(make):
+    with jax.debug_nans(True):
+        value, _ = make(ignore_index=-100).forward(jnp.ones((2, 3)), jnp.array([0, -100]))
+    assert jnp.isfinite(value)
+
+
+def test_the_cosine_distance_of_an_infinite_vector_is_that_of_its_direction():
+    loss = fnn.CosineDistanceLoss()
+    value, residuals = loss.forward(jnp.array([[jnp.inf, 1.0]]), jnp.ones((1, 2)))
+    assert value == pytest.approx(1 - math.sqrt(0.5), rel=1e-6)
+    assert jnp.allclose(loss.backward(residuals), 0)

@@ -314,6 +314,16 @@ def test_combinators_that_share_parameters_are_taken_as_a_whole():
         chex.assert_trees_all_close(*run(params, x, dy), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 300.0])
+def test_moments_of_float16_arithmetic_neither_vanish_nor_overflow(scale):
+    layer = fnn.with_compute_dtype(fnn.Linear(2, 1), jnp.float16)
+    params, x, dy = layer.init(jax.random.key(0)), jnp.ones((4, 2)), jnp.full((4, 1), scale)
+    moments, _ = statistic(fnn.second_moments(layer), params, x, dy)
+    expected = 4 * jnp.square(dy[0].astype(jnp.float16).astype(jnp.float32))
+    assert jnp.allclose(moments["W"], expected.reshape(1, 1), rtol=1e-3)
+    assert jnp.allclose(moments["b"], expected, rtol=1e-3)
+
+
 # shapes, dtypes, meshes and errors
 
 MIXED = ["Linear", "Linear-many-positions", "Embedding", "Conv2d", "Conv2d-groups"]

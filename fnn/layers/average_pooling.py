@@ -83,7 +83,8 @@ def GlobalAvgPool(num_axes: int = 2) -> Layer:
     Backward: dx = dy / (number of places) at each place. Residuals: none.
 
     Shapes: x (..., height, width, channels), y (..., channels) for two axes; params (). PyTorch's
-    AdaptiveAvgPool2d(1) keeps the two axes, of length 1.
+    AdaptiveAvgPool2d(1) keeps the two axes, of length 1. A signal (batch, length, channels) needs
+    num_axes=1: two axes would be batch and length.
 
     Raises:
         ValueError: num_axes is not a positive integer; one of these axes is empty; x or dy have

@@ -88,7 +88,8 @@ def GlobalMaxPool(num_axes: int = 2) -> Layer:
     It is MaxPool2d, for two axes, with a window of x's size. Residuals: the index of each largest.
 
     Shapes: x (..., height, width, channels), y (..., channels) for two axes; params (). PyTorch's
-    AdaptiveMaxPool2d(1) keeps the two axes, of length 1.
+    AdaptiveMaxPool2d(1) keeps the two axes, of length 1. A signal (batch, length, channels) needs
+    num_axes=1: two axes would be batch and length.
 
     Raises:
         ValueError: num_axes is not a positive integer; one of these axes is empty; x or dy have

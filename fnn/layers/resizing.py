@@ -26,7 +26,8 @@ def Upsample(scale: int | tuple[int, ...], method: str = "nearest") -> Layer:
 
     Args:
         scale: an integer for each spatial axis, which are the axes before the channels. A single
-            integer stands for two axes. PyTorch takes other numbers than integers too.
+            integer stands for two axes: a signal (batch, length, channels) needs a tuple of one.
+            PyTorch takes other numbers than integers too.
         method: "nearest" or "linear".
 
     Raises:
@@ -105,8 +106,9 @@ def Pad(
 
     Args:
         widths: for each spatial axis, which are the axes before the channels, how many places are
-            added: an integer, or a pair (before, after). A single integer stands for two axes.
-            PyTorch counts the axes from the last one.
+            added: an integer, or a pair (before, after). A single integer stands for two axes: a
+            signal (batch, length, channels) needs a tuple of one. PyTorch counts the axes from the
+            last one.
         mode: "constant", "reflect" or "edge".
         value: a finite number.
 
