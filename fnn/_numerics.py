@@ -43,6 +43,11 @@ def log_of(number: float | jax.Array) -> float | jax.Array:
     return math.log(number) if number > 0 else -math.inf
 
 
+def at_least_tiny(number: float | jax.Array, dtype: Any) -> jax.Array:
+    """`number` >= 0 in `dtype`; the smallest normal one where it is, or is rounded to, less."""
+    return jnp.maximum(jnp.asarray(number, dtype), jnp.finfo(dtype).tiny)
+
+
 def norm(array: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """sqrt(sum of squares) along `axis`, or over all axes; the axes stay, with length 1.
 

@@ -102,10 +102,6 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         end, grads = jax.lax.scan(block, start, (jnp.arange(n), params), reverse=True)
         return grads, jnp.concatenate(end[2:], axis=-1)
 
-    rebuild = functools.partial(_rebuilt, n)
+    rebuild = functools.partial(reversible, n=n)
     inside = {"layers": (f, g), "rebuild": rebuild, "settings": {"n": n}}
     return Layer(init, forward, backward, name="reversible", **inside)
-
-
-def _rebuilt(n: int, f: Layer, g: Layer) -> Layer:
-    return reversible(f, g, n)

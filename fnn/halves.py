@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 
-from fnn.inspection import map_layers
+from fnn.inspection import map_layers, opens
 from fnn.layer import Layer, check_is_layer
 
 # They pass dy on to the layers inside, and compute nothing for grads themselves.
 OPENED = ("Sequential", "Residual", "Parallel", "repeat", "StochasticDepth", "reverse_time")
 OPENED += ("scale_gradient", "clip_gradient")
+_is_opened = opens(OPENED)
 
 
 def split_backward(layer: Layer) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -71,7 +72,3 @@ def _replaying(place, layer):
         return layer.backward(own, residuals, dy)
 
     return layer._replace(backward=backward)
-
-
-def _is_opened(layer):
-    return layer.layers and layer.rebuild and layer.name in OPENED

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
@@ -94,6 +94,11 @@ def map_layers(
         )
     )
     return changed if is_sequential else change(place, changed)
+
+
+def opens(names: Container[str]) -> Callable[[Layer], bool]:
+    """A function for map_layers: whether a layer can be opened and has one of fnn's `names`."""
+    return lambda layer: bool(layer.layers and layer.rebuild and layer.name in names)
 
 
 def _is_combinator(layer):

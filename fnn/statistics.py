@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn._checks import as_array, check_array
-from fnn.inspection import map_layers
+from fnn.inspection import map_layers, opens
 from fnn.layer import Layer, check_is_layer, name_of_first, transformed, type_of
 from fnn.statistic_rules import (
     KRONECKER_FACTORS,
@@ -47,6 +47,7 @@ Rule = Callable[[Layer, Any, Any, jax.Array], Any]
 # fnn's combinators and transforms. One of the user's own may share parameters, or have some.
 OPENED = ("Sequential", "Residual", "Parallel", "StochasticDepth", "repeat", "reversible", "remat")
 OPENED += ("with_compute_dtype", "freeze", "scale_gradient", "clip_gradient", "reverse_time")
+_is_opened = opens(OPENED)
 
 
 def per_example(layer: Layer) -> Layer:
@@ -179,10 +180,6 @@ def _with_statistic(name, model, own_rules, rules, otherwise):
         return layer._replace(backward=backward)
 
     return map_layers(change, model, opened=_is_opened)
-
-
-def _is_opened(layer):
-    return bool(layer.layers and layer.rebuild and layer.name in OPENED)
 
 
 def _through_per_example(of_examples, layer):

@@ -421,7 +421,11 @@ def optimizers():
         ", momentum=0.5, weight_decay=0.1": {"momentum": 0.5, "weight_decay": 0.1},
         ", 0.8, centered=True": {"alpha": 0.8, "centered": True},
         ", 0.5, 1e-5, 0.9, True, 0.01": {
-            **{"alpha": 0.5, "eps": 1e-5, "momentum": 0.9, "centered": True, "weight_decay": 0.01}
+            "alpha": 0.5,
+            "eps": 1e-5,
+            "momentum": 0.9,
+            "centered": True,
+            "weight_decay": 0.01,
         },
     }.items():
         make = functools.partial(torch.optim.RMSprop, **options)

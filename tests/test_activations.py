@@ -288,3 +288,11 @@ def test_gated_units_of_16_bits_are_exact_far_out_too(make, dtype):
         for actual, exact in zip(*results, strict=True):
             error = jnp.abs(actual - exact)
             assert jnp.all(error <= float(jnp.finfo(dtype).eps) * jnp.abs(exact) + 1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1e-46, 1e-40])
+def test_an_alpha_below_the_numbers_of_float32_gives_no_nan(alpha):
+    layer, x = fnn.CELU(alpha), jnp.array([-1.0, 0.0, 1.0])
+    y, residuals = layer.forward((), x)
+    assert jnp.allclose(y, jnp.array([0.0, 0.0, 1.0]))
+    assert jnp.all(jnp.isfinite(layer.backward((), residuals, x)[1]))

@@ -139,7 +139,7 @@ def test_check_layer_accepts_statistics_that_are_not_learned():
         grads, dx = layer.backward(params, residuals, dy)
         return {**grads, "mean": grads["bias"]}, dx
 
-    with pytest.raises(AssertionError, match="mean'. disagrees"):
+    with pytest.raises(AssertionError, match=r"mean'\] disagrees"):
         fnn.check_layer(layer._replace(backward=backward), draw(1, (4, 3)), KEY)
 
 

@@ -194,14 +194,16 @@ def test_stochastic_depth_shows_its_inside_and_asks_for_a_key():
     assert layer.uses_key
     assert fnn.Residual(layer).uses_key
     with pytest.raises(
-        ValueError, match="StochasticDepth: expected axis to be an integer, got 1.5"
+        ValueError, match=r"StochasticDepth: expected axis to be an integer, got 1\.5"
     ):
         fnn.StochasticDepth(layer, 0.5, axis=(1.5,))
     with pytest.raises(
-        ValueError, match="StochasticDepth: expected a Layer at position 0, got 0.5"
+        ValueError, match=r"StochasticDepth: expected a Layer at position 0, got 0\.5"
     ):
         fnn.StochasticDepth(0.5, 0.5)
     with pytest.raises(ValueError, match="axis -3 is out of bounds"):
         fnn.StochasticDepth(fnn.Tanh(), 0.5, axis=-3).forward((), jnp.ones((2, 2)), KEY)
-    with pytest.raises(ValueError, match="StochasticDepth: expected a key such as jax.random.key"):
+    with pytest.raises(
+        ValueError, match=r"StochasticDepth: expected a key such as jax\.random\.key"
+    ):
         fnn.StochasticDepth(fnn.Tanh(), 0.5).forward((), jnp.ones((2, 2)), 3)

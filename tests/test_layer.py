@@ -180,3 +180,21 @@ def test_jaxs_initializers_are_right_as_they_are(initializer):
     variance = {"lecun_normal": 1 / 784, "he_normal": 2 / 784, "glorot_uniform": 2 / 794}
     assert W.shape == (10, 784)
     assert jnp.var(W) == pytest.approx(variance[initializer], rel=0.05)
+
+
+def test_a_name_shows_the_options_that_are_not_the_usual_ones():
+    for layer, name in [
+        (fnn.Conv2d(4, 8, 3, stride=(1, 1), padding=0), "Conv2d(4, 8, (3, 3))"),
+        (
+            fnn.Conv2d(4, 8, 3, padding=[[1, 1], [0, 1]], groups=2, bias=False),
+            "Conv2d(4, 8, (3, 3), padding=(1, (0, 1)), groups=2, bias=False)",
+        ),
+        (
+            fnn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+            "MaxPool2d((3, 3), (2, 2), padding=1, ceil_mode=True)",
+        ),
+        (fnn.AvgPool1d(2, dilation=2), "AvgPool1d((2,), (2,), dilation=2)"),
+        (fnn.GroupNorm(1, 2, num_axes=1), "GroupNorm(1, 2, num_axes=1)"),
+        (fnn.RNN(2, 3, activation="relu"), "RNN(2, 3, activation='relu')"),
+    ]:
+        assert repr(layer) == name

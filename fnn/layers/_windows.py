@@ -103,7 +103,7 @@ def options_in_name(**options: Any) -> str:
 
     Equal sizes of all axes are one number.
     """
-    usual = {"stride": 1, "dilation": 1, "groups": 1, "bias": True, "count_include_pad": True}
+    usual = {"stride": 1, "dilation": 1, "groups": 1, "bias": True}
 
     def short(value):
         if not isinstance(value, tuple):

@@ -17,7 +17,7 @@ from fnn._checks import (
     check_number,
     check_positive,
 )
-from fnn._numerics import broadcast_last_axis, upcast
+from fnn._numerics import at_least_tiny, broadcast_last_axis, upcast
 from fnn.layer import Layer, type_of
 from fnn.layers._elementwise import keep_y
 from fnn.layers._frame import with_params, without_params
@@ -249,14 +249,13 @@ def _exponential_below_0(name, alpha, scale=1, width=1):
     def function(x):
         wide = upcast(x)  # float16 may not hold alpha
         depth = jnp.asarray(scale * alpha, wide.dtype)
-        below = depth * jnp.expm1(jnp.where(wide > 0, 0, wide) / jnp.asarray(width, wide.dtype))
+        below = depth * jnp.expm1(jnp.where(wide > 0, 0, wide) / at_least_tiny(width, wide.dtype))
         return jnp.where(x > 0, (scale * wide).astype(x.dtype), below.astype(x.dtype))
 
     def pullback(y, dy):
         wide = upcast(dy)
-        slope = (upcast(y) + jnp.asarray(scale * alpha, wide.dtype)) / jnp.asarray(
-            width, wide.dtype
-        )
+        height = upcast(y) + jnp.asarray(scale * alpha, wide.dtype)
+        slope = height / at_least_tiny(width, wide.dtype)
         return jnp.where(y > 0, scale * wide, wide * slope).astype(dy.dtype)
 
     return keep_y(name, function, pullback)

@@ -242,7 +242,7 @@ def LastStep() -> Layer:
         return x[..., -1, :], type_of(x)
 
     def backward(x_type, dy):
-        *leading, time, features = x_type.shape
+        *leading, _, features = x_type.shape
         dy = check_array("LastStep()", "dy", dy, (*leading, features), x_type.dtype)
         return jnp.zeros(*x_type).at[..., -1, :].set(dy)
 

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 
 from fnn._checks import check_nonnegative, check_positive
-from fnn._numerics import norm
+from fnn._numerics import at_least_tiny, norm
 from fnn.losses._frame import Loss, make_loss
 
 
@@ -61,7 +61,7 @@ def HuberLoss(delta: float = 1.0, reduction: str = "mean") -> Loss:
     check_positive("HuberLoss", "delta", delta)
 
     def evaluate(prediction, target):
-        difference, limit = prediction - target, _limit(delta, prediction.dtype)
+        difference, limit = prediction - target, at_least_tiny(delta, prediction.dtype)
         clipped = jnp.clip(difference, -limit, limit)
         return clipped * (difference - clipped / 2), clipped
 
@@ -83,16 +83,11 @@ def SmoothL1Loss(beta: float = 1.0, reduction: str = "mean") -> Loss:
     check_nonnegative("SmoothL1Loss", "beta", beta)
 
     def evaluate(prediction, target):
-        difference, limit = prediction - target, _limit(beta, prediction.dtype)
+        difference, limit = prediction - target, at_least_tiny(beta, prediction.dtype)
         slope = jnp.clip(difference / limit, -1, 1)
         return slope * (difference - limit * slope / 2), slope
 
     return make_loss("SmoothL1Loss", reduction, evaluate)
-
-
-def _limit(number, dtype):
-    """The number in `dtype`, or the smallest positive one where it is, or is rounded to, 0."""
-    return jnp.maximum(jnp.asarray(number, dtype), jnp.finfo(dtype).tiny)
 
 
 def CosineDistanceLoss(reduction: str = "mean") -> Loss:

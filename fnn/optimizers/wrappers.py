@@ -89,8 +89,8 @@ def only(
         )
 
     Go by names rather than by leaf.ndim: in a repeat each leaf has one axis more. A norm such as
-    clip_by_global_norm's is over all leaves outside of `only`, and over the
-    optimizer's own leaves inside.
+    clip_by_global_norm's is over all leaves outside of `only`, and over the optimizer's own leaves
+    inside.
 
     Args:
         where: a function (path, leaf) -> bool, with a path such as "2.W" and the leaf's shape and
