@@ -61,5 +61,5 @@ def pytest_runtestloop(session):
         report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
         config.hook.pytest_runtest_logreport(report=report)
     if status:
-        raise session.Failed(f"the second process ended with wait status {status}")
+        pytest.exit(f"the second process ended with wait status {status}", returncode=1)
     return True
