@@ -14,12 +14,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from shared import disk, distributed, figures, training
+from shared.backprop.page import epochs_to_keep, page
 from shared.command_line import Parser, UserError, leave, nonnegative_float, seed
 from shared.figures import Curve
 
 import fnn
 from fnn.files import write_text
 
+PAGE = "backprop.html"
 FIGURES = ["data.svg", "network.svg", "curves.svg", "decision_regions.svg"]
 
 
@@ -34,11 +36,18 @@ def parse_options(arguments=None):
     option("--learning-rate", type=nonnegative_float, default=0.5, help="at its highest")
     defaults = {"batch_size": 5, "schedule": "cosine", "reduction": "mean"}
     disk.add_options(parser, **defaults, output="runs/disk")
+    without = f"write no {PAGE}, which plays the training back"
+    option("--no-page", action="store_false", dest="page", help=without)
     training.add_options(parser, checkpoint_every=50)
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
-    training.check_options(parser, options, FIGURES)
+    training.check_options(parser, options, [*FIGURES, PAGE] if options.page else FIGURES)
     return options
+
+
+def describe_network(options):
+    widths = "-".join(map(str, [2, *options.hidden, 2]))
+    return f"{widths}, {options.activation}, sigmoid at the end"
 
 
 def train(options, run_epochs):
@@ -61,7 +70,12 @@ def train(options, run_epochs):
         test_metrics = disk.evaluate(model, state.params, *test_set)
         return state, losses, (*train_metrics, *test_metrics)
 
-    widths = "-".join(map(str, [2, *options.hidden, 2]))
+    kept, params_by_epoch = epochs_to_keep(options.epochs, fnn.count_params(state.params)), {}
+
+    def watch(number, params):
+        if options.page and (number in kept or not params_by_epoch):
+            params_by_epoch[number] = jax.device_get(params)
+
     trained = run_epochs(
         run_epoch,
         (model, loss, optimizer),
@@ -70,8 +84,7 @@ def train(options, run_epochs):
         key,
         data_checksum=training.checksum([(points, labels) for points, _, labels in data]),
         description=f"""\
-network   {widths}, {options.activation}, sigmoid at the end: \
-{fnn.count_params(state.params)} parameters
+network   {describe_network(options)}: {fnn.count_params(state.params)} parameters
 data      {options.train_size} training points, {options.test_size} test points
 loss      MSE, reduction {options.reduction}
 SGD       learning rate {options.learning_rate:g} ({options.schedule}), \
@@ -79,14 +92,15 @@ momentum {options.momentum:g}, weight decay {options.weight_decay:g}""",
         columns=disk.METRICS,
         progress="train loss {:.5f} acc {:7.2%}  test loss {:.5f} acc {:7.2%}",
         remedy="lower --learning-rate, or --momentum or --weight-decay if they are high",
+        watch=watch,
     )
-    return trained, (model, data)
+    return trained, (model, loss, data, params_by_epoch)
 
 
 def report(options, trained, results):
-    """Write the figures. Returns the parts of the summary line if the training is complete."""
-    model, (train_set, test_set) = results
-    points, _, labels = (array.tolist() for array in train_set)
+    """Write figures and page. Returns the parts of the summary line if the training is complete."""
+    model, loss, (train_set, test_set), params_by_epoch = results
+    points, _, labels = train_set
     test_points, _, test_labels = test_set
     regions, predicted = disk.draw_decision_regions(model, trained.params, test_points, test_labels)
     train_loss, train_accuracy, test_loss, test_accuracy = zip(*trained.table, strict=True)
@@ -97,13 +111,24 @@ def report(options, trained, results):
     ]
     names = [options.activation] * len(options.hidden)
     drawn = (
-        figures.disk_data(points, labels, disk.CENTER, disk.RADIUS),
+        figures.disk_data(points.tolist(), labels.tolist(), disk.CENTER, disk.RADIUS),
         figures.network(trained.params, [*names, "sigmoid"]),
         figures.learning_curves(panels, f"Training, seed {options.seed}"),
         regions,
     )
     for name, text in zip(FIGURES, drawn, strict=True):
         write_text(options.output / name, text)
+    if options.page:
+        text = page(
+            model,
+            params_by_epoch,
+            points,
+            labels,
+            loss=loss,
+            class_names=("outside", "inside"),
+            title=f"Backpropagation: {describe_network(options)}",
+        )
+        write_text(options.output / PAGE, text)
     if trained.status == 0:
         text = f"test accuracy {test_accuracy[-1]:.2%}, test MSE {test_loss[-1]:.5f}"
         return text, predicted, test_labels.tolist()

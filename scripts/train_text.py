@@ -163,6 +163,10 @@ def train(options, run_epochs):
         write_text(options.output / f"sample_{number:04}.txt", f"{sample}\n")
         return sample
 
+    def watch(number, params):
+        if number % options.checkpoint_every == 0 and 0 < number < options.epochs:
+            write_sample(number, jax.device_get(params))
+
     source = ", ".join(map(str, options.data or ["Python's own documentation"]))
     trained = run_epochs(
         run_epoch,
@@ -183,7 +187,7 @@ weight decay {options.weight_decay:g}, dropout {options.dropout:g}""",
         remedy="lower --learning-rate",
         draw_examples=draw_examples,
         note=note,
-        at_checkpoint=write_sample,
+        watch=watch,
     )
     return trained, write_sample
 

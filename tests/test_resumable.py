@@ -29,6 +29,7 @@ SMALL = [
 ]
 EVERY = [*SMALL, "--checkpoint-every", "1"]
 HEARD = "finishing this epoch and its results; a Ctrl-C from now on stops at once"
+# The page is not among them: it begins where a run is resumed.
 RESULTS = ["metrics.csv", "params.npz", training.CHECKPOINT, *train_disk.FIGURES]
 
 
@@ -103,7 +104,8 @@ def assert_resumes(start, folder, undisturbed):
     run = start(folder, [*SMALL, "--resume"])
     assert (run.wait(), run.errors()) == (0, "")
     assert results(folder) == undisturbed
-    assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", *RESULTS])
+    files = [".lock", train_disk.PAGE, *RESULTS]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
 
 
 def test_killed_and_resumed_runs_end_with_the_same_bits(start, undisturbed, tmp_path):
@@ -338,7 +340,7 @@ def test_other_points_are_refused(finished, tmp_path, capsys):
 )
 def test_every_option_that_changes_the_results_is_a_setting(script, arguments, tmp_path):
     options = script.parse_options([*arguments, "--fast", "--output", str(tmp_path)])
-    others = {"data", "output", "quiet", "resume", "checkpoint_every"}
+    others = {"data", "output", "quiet", "resume", "checkpoint_every", "page"}
     of_many = {"data_parallel", "coordinator", "num_processes", "process_id"}
     timeouts = {"start_timeout", "epoch_timeout"}
     expected = vars(options).keys() - others - of_many - timeouts

@@ -1,6 +1,8 @@
 """scripts/train_disk.py as a user runs it."""
 
+import contextlib
 import csv
+import json
 import os
 import re
 import signal
@@ -101,11 +103,50 @@ def test_figures_are_drawn(default_run):
     assert "The network 2-25-25-25-2" in network
 
 
+def numbers_of_page(folder):
+    text = (folder / train_disk.PAGE).read_text()
+    (data,) = re.findall(r'<script type="application/json" id="numbers">(.*?)</script>', text)
+    return text, json.loads(data)
+
+
+def test_a_page_plays_the_training_back(default_run):
+    text, numbers = numbers_of_page(default_run[1])
+    assert len(text) < 3e6
+    assert numbers["title"] == "Backpropagation: 2-25-25-25-2, leaky_relu, sigmoid at the end"
+    assert numbers["classes"] == ["outside", "inside"]
+    assert [numbers["epochs"][0], numbers["epochs"][-1]] == [0, 150]
+    assert len(numbers["epochs"]) > 55
+    for number, epoch in enumerate(numbers["epochs"][1:], 1):
+        row = rows(default_run[1])[epoch - 1]
+        assert numbers["losses"][number] == pytest.approx(float(row["train_loss"]), rel=1e-3)
+        accuracy = float(row["train_accuracy"])
+        assert numbers["accuracies"][number] == pytest.approx(accuracy, abs=0.0011)  # one point
+
+
+def test_the_page_can_be_declined(tmp_path):
+    assert train_disk.main([*SMALL, "--no-page", "--output", str(tmp_path)]) == 0
+    assert not (tmp_path / train_disk.PAGE).exists()
+
+
+def test_the_page_of_a_resumed_run_begins_there(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def interrupted_at_once(heard):
+        yield lambda: signal.SIGTERM
+
+    options = [*SMALL, "--output", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fnn, "interruptions", interrupted_at_once)
+        assert train_disk.main(options) == 128 + signal.SIGTERM
+    assert numbers_of_page(tmp_path)[1]["epochs"] == [0, 1]
+    assert train_disk.main([*options, "--resume"]) == 0
+    assert numbers_of_page(tmp_path)[1]["epochs"] == [1, 2, 3]
+
+
 def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):
     options = [*SMALL, "--seed", "3", "--output"]
     assert run(*options, tmp_path / "one")[0] == 0
     subprocess.run([sys.executable, SCRIPT, *options, tmp_path / "same"], check=True)
-    for file in ("metrics.csv", "params.npz"):
+    for file in ("metrics.csv", "params.npz", train_disk.PAGE):
         one, same = ((tmp_path / name / file).read_bytes() for name in ("one", "same"))
         assert one == same
 
@@ -199,10 +240,10 @@ def test_help_gives_every_option_and_its_default():
         "--weight-decay", "--hidden", "--activation", "--reduction", "--train-size",
         "--test-size", "--output", "--checkpoint-every", "--resume", "--data-parallel",
         "--coordinator", "--num-processes", "--process-id", "--start-timeout", "--epoch-timeout",
-        "--fast", "--quiet",
+        "--fast", "--quiet", "--no-page",
     ):  # fmt: skip
         assert f"  {option}" in text
-    assert " ".join(text.split()).count("(default: ") == 23
+    assert " ".join(text.split()).count("(default: ") == 24
 
 
 def test_a_folder_in_place_of_a_file_is_found_before_training(tmp_path):

@@ -30,7 +30,7 @@ NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
     *("start_timeout", "epoch_timeout"),
-    *("prompt", "temperature", "top_k", "sample", "source"),
+    *("prompt", "temperature", "top_k", "sample", "source", "page"),
 )
 # JAX's own options that change the results, and their defaults.
 JAX_SETTINGS = {
@@ -178,7 +178,7 @@ def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
 def run_epochs(
     options, interruption, run_epoch, parts, state, data, key,
     *, data_checksum, description, columns, progress, remedy,
-    draw_examples=None, note=None, at_checkpoint=lambda number, params: None,
+    draw_examples=None, note=None, watch=lambda number, params: None,
 ) -> Trained:  # fmt: skip
     """Run fnn.run_epochs, resume if asked to, write metrics.csv, show progress, tell an early end.
 
@@ -194,8 +194,8 @@ def run_epochs(
         draw_examples: (data, key) -> x and target of an epoch, in the order of its steps. By
             default they are those of the training set, in random order.
         note: what params.npz says beside the parameters, for fnn.read_note.
-        at_checkpoint: (number of the epoch, params) is called in the first process, after every
-            checkpoint before the last epoch.
+        watch: (number of epochs, params) is called in the first process, before the first epoch of
+            this run and after each.
 
     Raises:
         UserError: the checkpoint is corrupt or is another run's, or a process has other data.
@@ -223,8 +223,7 @@ def run_epochs(
         print(description)
         work = f"{options.epochs} epochs, batch size {options.batch_size}: {num_steps} steps"
         print(f"run       {work}; seed {options.seed}")
-        print(f"device    {distributed.describe_devices()}")
-        print(f"output    {options.output}", flush=True)
+        print(f"device    {distributed.describe_devices()}\noutput    {options.output}", flush=True)
         if options.resume:
             where = f"after epoch {num_before}" if history else "nothing: there is no checkpoint"
             print(f"resumed   {where}", flush=True)
@@ -250,6 +249,8 @@ def run_epochs(
 
     problem, status, started = None, 0, time.monotonic()
     write_metrics()
+    watch = watch if is_first else lambda number, params: None
+    watch(num_before, state.params)
     try:
         with fnn.progress(options.epochs, options.quiet) as show:
             for epoch in fnn.run_epochs(
@@ -267,8 +268,7 @@ def run_epochs(
                 number, state, history = epoch
                 if number % options.checkpoint_every == 0:
                     write_metrics()
-                    if is_first and number < options.epochs:
-                        at_checkpoint(number, jax.device_get(state.params))
+                watch(number, state.params)
                 rest = fnn.time_left(started, number - num_before, options.epochs - num_before)
                 text = progress.format(*history[-1].values(), rest=rest)
                 width = len(str(options.epochs))

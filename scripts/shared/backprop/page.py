@@ -1,0 +1,275 @@
+"""A page that plays a training back, and shows the backward pass as well as the forward one."""
+
+import ast
+import base64
+import html
+import inspect
+import json
+import math
+import pathlib
+import re
+import textwrap
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from shared.backprop.moments import (
+    DECISION_CELLS,
+    MOST_UNITS,
+    Moment,
+    both_passes,
+    flat_layers,
+    make_recorder,
+)
+
+import fnn
+
+MOST_MOMENTS, MOST_KEPT = 64, 10**8  # MOST_KEPT: numbers in the params of all epochs to keep
+MOST_CELLS, FEWEST_CELLS = 16, 4  # along each side of a unit's map
+MOST_EXAMPLES, MOST_POINTS = 16, 400
+MOST_BYTES = 3_200_000  # of all numbers; compressed, and written as text, they take less
+SCRIPTS = ["numbers.js", "network.js", "plots.js", "page.js"]
+
+
+def epochs_to_keep(num_epochs: int, num_params: int) -> list[int]:
+    """The epochs whose params make a page: about sixty from 0 to num_epochs, denser at the start.
+
+    They are fewer for a network so large that its params would fill the memory.
+    """
+    return _spread(num_epochs, max(2, min(MOST_MOMENTS, MOST_KEPT // max(num_params, 1))))
+
+
+def page(
+    model: fnn.Layer,
+    params_by_epoch: Mapping[int, Any],
+    points: jax.Array,
+    labels: jax.Array,
+    *,
+    loss: fnn.Loss | None = None,
+    targets: jax.Array | None = None,
+    class_names: Sequence[str] | None = None,
+    corners: tuple[tuple[float, float], tuple[float, float]] = ((0, 0), (1, 1)),
+    title: str = "A training, played back",
+) -> str:
+    """The HTML of a page that shows both passes during a training. It needs no other file.
+
+    Every unit is a small map over the plane of x: of its value, and of the derivative of the loss
+    by its value. Beside them are weights and their gradients, the decisions, the loss, the numbers
+    of single points, and each layer's formula, code, residuals and norms of gradients.
+
+    Args:
+        model: maps 2 features to those that the loss takes, such as a Sequential of Linear and
+            activations, each of which is a column of the page. Of a column of more than 25 units
+            the first 25 are drawn. The model runs without a key.
+        params_by_epoch: the params after each of some epochs; see epochs_to_keep. If there are more
+            than the page has room for, it shows some of them.
+        points: (n, 2), what the model is trained on.
+        labels: (n,) integers from 0.
+        loss: that of the training; by default fnn.MSELoss().
+        targets: (classes, ...), the target of each class; by default one-hot vectors of the prediction's width.
+        class_names: by default "class 0" and so on.
+        corners: the lower left and the upper right one of the plane that is shown.
+
+    Raises:
+        ValueError: points, labels or class_names do not fit together; there are no params; a
+            layer's y is not (..., features); what the model and the loss raise.
+    """
+    points, labels = jax.device_get((jnp.asarray(points), jnp.asarray(labels)))
+    loss = fnn.MSELoss() if loss is None else loss
+    _check_points(points, labels)
+    if not params_by_epoch:
+        raise ValueError("page: expected the params of an epoch, got none")
+    epochs = sorted(params_by_epoch)
+    first_params = params_by_epoch[epochs[0]]
+    if targets is None:
+        prediction = jax.eval_shape(lambda *inputs: model.forward(*inputs)[0], first_params, points)
+        classes = range(prediction.shape[-1])
+        targets = jnp.array([[a == b for b in classes] for a in classes], points.dtype)
+    targets = jax.device_get(targets)
+    names = [f"class {number}" for number in range(len(targets))]
+    names = names if class_names is None else [*class_names]
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(targets) == len(names):
+        raise ValueError(
+            f"page: expected labels below the number of targets, and as many class names, got "
+            f"labels {labels.min()} to {labels.max()}, {len(targets)} targets, {len(names)} names"
+        )
+    columns = _columns(model, loss, first_params, points, targets[labels])
+    shown = [column["shown"] for column in columns]
+    weighted = [number for number, column in enumerate(columns[1:]) if column["weights"]]
+    num_weights = sum(shown[number] * shown[number + 1] for number in weighted)
+    num_moments, num_examples, cells = _sizes(sum(shown), num_weights, len(targets), len(epochs))
+    if num_moments < len(epochs):
+        epochs = [epochs[index] for index in _spread(len(epochs) - 1, num_moments)]
+    examples = _choose_examples(labels[:MOST_POINTS].tolist(), num_examples)
+    record = make_recorder(
+        model,
+        loss,
+        points,
+        labels,
+        targets,
+        weighted,
+        jax.device_get(jnp.array(examples)),
+        cells,
+        corners,
+    )
+    moments = [jax.device_get(record(params_by_epoch[epoch])) for epoch in epochs]
+    for number, column in enumerate(columns[1:]):
+        for norms in ("dx_norms", "grads_norms"):
+            column[norms] = [_number(getattr(moment, norms)[number]) for moment in moments]
+    places = [[*map(_number, point)] for point in points[:MOST_POINTS].tolist()]
+    numbers = {
+        "title": title,
+        "epochs": epochs,
+        "losses": [_number(moment.loss) for moment in moments],
+        "accuracies": [_number(moment.accuracy) for moment in moments],
+        "columns": columns,
+        "corners": corners,
+        "classes": names,
+        "points": places,
+        "numPoints": len(points),
+        "labels": labels[:MOST_POINTS].tolist(),
+        "examples": examples,
+        "cells": cells,
+        "decisionCells": DECISION_CELLS,
+        "numbers": {
+            field: _packed([getattr(moment, field) for moment in moments])
+            for field in Moment._fields
+            if isinstance(getattr(moments[0], field), tuple)
+        },
+    }
+    folder = pathlib.Path(__file__).parent
+    parts = {
+        "title": html.escape(title),
+        "style": (folder / "page.css").read_text(),
+        "numbers": json.dumps(numbers, separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
+        "script": "\n".join((folder / name).read_text() for name in SCRIPTS),
+    }
+    template = (folder / "page.html").read_text()
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
+
+
+def _check_points(points, labels):
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"page: expected points of shape (n, 2), got {points.shape}")
+    if labels.shape != points.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        found = f"{labels.dtype} of shape {labels.shape}"
+        raise ValueError(f"page: expected an integer label for each point, got {found}")
+
+
+def _spread(last, most):
+    """At most `most` integers from 0 to `last`, denser at the start."""
+    return sorted({round(last * (index / (most - 1)) ** 1.7) for index in range(most)})
+
+
+def _sizes(num_units, num_weights, num_classes, num_moments):
+    """How many moments, examples, and cells along each side of a map there is room for."""
+    maps = num_units * (1 + num_classes)  # a byte for each cell
+    pairs = 4 * num_units  # of bytes, for each example: a value and a derivative
+    smallest = maps * FEWEST_CELLS**2 + pairs + 3 * num_weights
+    num_moments = min(num_moments, MOST_MOMENTS, max(2, MOST_BYTES // smallest))
+    num_examples = min(max(MOST_BYTES // 8 // (pairs * num_moments), 1), MOST_EXAMPLES)
+    room = MOST_BYTES // num_moments - pairs * num_examples - 3 * num_weights
+    cells = math.isqrt(max(room, 0) // maps)
+    return num_moments, num_examples, min(max(cells, FEWEST_CELLS), MOST_CELLS)
+
+
+def _choose_examples(labels, count):
+    """The numbers of the first points of each class, `count` in all if there are as many."""
+    by_class = {label: [n for n, other in enumerate(labels) if other == label] for label in labels}
+    in_turns = sorted((turn, n) for found in by_class.values() for turn, n in enumerate(found))
+    return sorted(n for _, n in in_turns[:count])
+
+
+def _columns(model, loss, params, points, target):
+    """What is said of x and of each layer: its name, units, formula, code and residuals."""
+    columns = [{"name": "x", "place": "", "width": 2, "shown": 2}]
+
+    def run(params, points):
+        passes = both_passes(
+            model, params, points, lambda y: loss.backward(loss.forward(y, target)[1])
+        )
+        layers = flat_layers(model, params)
+        for number, (place, layer, its_params) in enumerate(layers):
+            x, y = passes.values[number : number + 2]
+            if y.ndim != 2:
+                raise ValueError(
+                    f"page: expected y of shape (..., features) from layer {place}, {layer.name}, "
+                    f"got {y.shape} for x {x.shape}"
+                )
+            W = its_params.get("W") if isinstance(its_params, dict) else None
+            formula, code = _formula_and_code(layer)
+            kept = jax.tree.leaves(passes.residuals[number])
+            columns.append({
+                "name": layer.name, "place": place,
+                "width": y.shape[1], "shown": min(y.shape[1], MOST_UNITS),
+                "weights": W is not None and W.shape == (y.shape[1], x.shape[1]),
+                "formula": formula, "code": code,
+                "keeps": [_kept(array, x, y) for array in kept],
+            })  # fmt: skip
+
+    jax.eval_shape(run, params, points)
+    return columns
+
+
+def _kept(array, x, y):
+    """The name of an array of the residuals, its shape, and its bytes."""
+    name = "x" if array is x else "y" if array is y else str(array.dtype)
+    return [name, [*array.shape], array.size * array.dtype.itemsize]
+
+
+def _formula_and_code(layer):
+    """The docstring of the layer's constructor, up to its arguments, and the code of backward.
+
+    Either is "" where it cannot be found.
+    """
+    backward, name = inspect.unwrap(layer.backward), layer.name.partition("(")[0]
+    in_frame = getattr(backward, "__module__", "") == "fnn.layers._frame"  # which calls the layer's
+    constructor = getattr(fnn, name, None) if in_frame else None
+    if getattr(backward, "__qualname__", "").startswith(f"{name}.<locals>"):
+        constructor = backward.__globals__.get(name)
+    doc = inspect.getdoc(constructor) if callable(constructor) else inspect.getdoc(backward)
+    formula = re.split(r"\n\n(?:Args|Raises):", doc or "")[0]
+    formula = re.sub(r"(?<!\n)\n(?![\n ])", " ", formula)  # a paragraph is one line
+    try:
+        code = textwrap.dedent(inspect.getsource(constructor if in_frame else backward))
+        code = _code_in_constructor(code) if in_frame else code
+    except (OSError, TypeError):
+        code = ""
+    return formula, code
+
+
+def _code_in_constructor(source):
+    """The function backward in a constructor's source. If there is none, all but the docstring."""
+    (constructor,) = ast.parse(source).body
+    statements = [part for part in constructor.body if getattr(part, "name", "") == "backward"]
+    statements = statements or constructor.body[1:]
+    lines = source.splitlines()[statements[0].lineno - 1 : statements[-1].end_lineno]
+    return textwrap.dedent("\n".join(lines))
+
+
+def _packed(rows):
+    """Quantized rows, one set for each moment, as JSON: text of compressed integers, and scales."""
+    integers = b"".join(quantized.integers.tobytes() for quantized in rows)
+    scales = b"".join(quantized.scales.astype(jnp.float32).tobytes() for quantized in rows)
+    shape = [len(rows), *rows[0].integers.shape]
+    return {
+        "type": str(rows[0].integers.dtype),
+        "shape": shape,
+        "integers": _text(integers),
+        "scales": _text(scales),
+    }
+
+
+def _text(data):
+    """Bytes, compressed by zlib, in base64."""
+    return base64.b64encode(zlib.compress(data)).decode()
+
+
+def _number(value):
+    """A number with five digits, or None if it is not finite, which JSON cannot say."""
+    value = float(value)
+    return float(f"{value:.5g}") if math.isfinite(value) else None
