@@ -312,7 +312,7 @@ JOINS = fnn.Layer(
         ({"params_by_epoch": {}}, "expected the params of an epoch, got none"),
         (
             {"model": fnn.Sequential(SPLITS, JOINS), "params_by_epoch": {0: ((), ())}},
-            "expected y of shape (..., features) from layer 0, splits, got (30, 2, 1) for x (30, 2)",
+            "y of shape (..., features) from layer 0, splits, got (30, 2, 1) for x (30, 2)",
         ),
     ],
 )

@@ -130,7 +130,8 @@ function drawNumber(context, unit, palette) {
 
 function drawNetwork() {
   const scroll = document.getElementById("scroll");
-  pitch = Math.max(NARROWEST, Math.floor(scroll.clientWidth / page.columns.length));
+  const least = matchMedia("print").matches ? 40 : NARROWEST; // paper does not scroll
+  pitch = Math.max(least, Math.floor(scroll.clientWidth / page.columns.length));
   const width = pitch * page.columns.length, palette = makePalette();
   unitsCanvas.style.width = `${width}px`;
   unitsCanvas.style.height = `${HEIGHT}px`;

@@ -68,7 +68,8 @@ def page(
         points: (n, 2), what the model is trained on.
         labels: (n,) integers from 0.
         loss: that of the training; by default fnn.MSELoss().
-        targets: (classes, ...), the target of each class; by default one-hot vectors of the prediction's width.
+        targets: (classes, ...), the target of each class; by default one-hot vectors that are as
+            long as a prediction.
         class_names: by default "class 0" and so on.
         corners: the lower left and the upper right one of the plane that is shown.
 

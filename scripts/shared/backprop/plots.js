@@ -1,9 +1,12 @@
 // The plane with its decisions and points, and curves over the epochs.
 
 const planeCanvas = document.getElementById("plane");
-const CLASS_COLORS = ["#b8860b", "#00785a", "#a8487f", "#5b4bb5", "#6b6b6b", "#1f7fa8"];
 const PLANE_CELLS = 72, REACH = 12; // REACH: pixels from an example in which a click means it
-const classColor = (label) => CLASS_COLORS[label % CLASS_COLORS.length];
+
+function classColor(label) {
+  const colors = color("--classes").split(" ");
+  return colors[label % colors.length];
+}
 
 // From a point to pixels of a square of this side, and back to parts of the plane.
 function planePixel([x, y], side) {
