@@ -79,6 +79,20 @@ def accumulate_gradients(
         ValueError: num_microbatches is not a positive integer, or does not divide the number of
             examples; an unknown reduction; x and target differ in the number of examples; the
             value is not of shape (), or the grads have another structure or shapes than params.
+
+    A step on 80 examples, which holds the residuals of 10 of them at a time:
+
+        >>> model, loss, optimizer = fnn.Linear(2, 2), fnn.CrossEntropyLoss(), fnn.sgd(0.1)
+        >>> evaluate = fnn.accumulate_gradients(fnn.loss_and_grads(model, loss), num_microbatches=8)
+        >>> @jax.jit
+        ... def step(state, x, target):
+        ...     value, grads = evaluate(state.params, x, target)
+        ...     update = optimizer.update(grads, state.opt_state, state.params)
+        ...     return fnn.TrainState(*update), value
+        >>> state = fnn.init_train_state(model, optimizer, jax.random.key(0))
+        >>> state, value = step(state, *fnn.sample_disk(jax.random.key(1), 80))
+        >>> print(f"{value:.3f}")
+        0.779
     """
     count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
     check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
