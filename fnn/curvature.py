@@ -40,19 +40,23 @@ def ggn_diagonal(
             number of examples.
 
     The diagonal Laplace approximation draws parameters around trained ones, further where the loss
-    is flatter. The spread of their outputs grows away from the data, which are in [-1, 1]:
+    is flatter: each with the variance 1 / (c / (2 v) + p). Here c is its curvature for a sum of
+    squares, v the variance of the targets' noise, and p that of the prior, inverted. The spread of
+    the outputs grows away from the data, which are in [-1, 1]:
 
         >>> from jax.flatten_util import ravel_pytree
         >>> x = jnp.linspace(-1, 1, 50)[:, None]
         >>> target = jnp.sin(3 * x) + 0.1 * jax.random.normal(jax.random.key(0), x.shape)
         >>> model = fnn.Sequential(fnn.Linear(1, 20), fnn.ELU(), fnn.Linear(20, 1))
-        >>> start, adam = {"key": jax.random.key(1), "progress": False}, fnn.adam(0.02)
-        >>> fit = fnn.fit(model, fnn.MSELoss(), adam, x, target, epochs=100, batch_size=10, **start)
+        >>> fit = fnn.fit(
+        ...     model, fnn.MSELoss(), fnn.adam(0.02), x, target,
+        ...     epochs=100, batch_size=10, key=jax.random.key(1), progress=False,
+        ... )
         >>> curvature = fnn.ggn_diagonal(model, fnn.MSELoss("sum"))(fit.params, x, target)
-        >>> variance, prior = fit.history[-1]["train_loss"], 10
+        >>> c, v, p = ravel_pytree(curvature)[0], fit.history[-1]["train_loss"], 10
         >>> flat, unravel = ravel_pytree(fit.params)
-        >>> spread = 1 / jnp.sqrt(ravel_pytree(curvature)[0] / (2 * variance) + prior)
-        >>> drawn = flat + spread * jax.random.normal(jax.random.key(2), (1000, flat.size))
+        >>> normal = jax.random.normal(jax.random.key(2), (1000, flat.size))
+        >>> drawn = flat + normal / jnp.sqrt(c / (2 * v) + p)
         >>> for place in (0.5, 4.0):
         ...     points = jnp.array([place])
         ...     ys = jax.vmap(lambda one: fnn.predict(model, unravel(one), points))(drawn)

@@ -117,7 +117,7 @@ def fit(
         >>> standardize = fnn.Standardize(*fnn.standardize(train[0]))
         >>> model = fnn.Sequential(standardize, fnn.Linear(4, 16), fnn.ReLU(), fnn.Linear(16, 2))
         >>> result = fnn.fit(
-        ...     model, fnn.CrossEntropyLoss(), lambda steps: fnn.adam(fnn.cosine_decay(0.03, steps)),
+        ...     model, fnn.CrossEntropyLoss(), lambda n: fnn.adam(fnn.cosine_decay(0.03, n)),
         ...     *train, epochs=20, batch_size=20, key=jax.random.key(2), progress=False,
         ...     validation=0.1, metrics={"accuracy": fnn.accuracy}, patience=5,
         ... )

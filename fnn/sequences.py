@@ -27,8 +27,8 @@ def MultiHeadAttention(
     Raises:
         ValueError: as Linear and Attention.
 
-    A block of GPT has two parts, each added to its x. The mask of causal=True keeps them from
-    looking ahead:
+    A block of GPT has two parts, and adds what each computes to its x. With causal=True no position
+    sees a later one:
 
         >>> def part(*inside):
         ...     return fnn.Residual(fnn.Sequential(fnn.LayerNorm(32), *inside))

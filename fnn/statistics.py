@@ -101,8 +101,9 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
     Raises:
         ValueError: `model` is not a Layer; its examples depend on each other; x has no batch axis.
 
-    Importance sampling draws examples in proportion to the norms of their gradients. A drawn one is
-    divided by its chance and the number of draws, so that the sum stays the gradient of all:
+    Importance sampling draws examples in proportion to the norms of their gradients. Each drawn
+    gradient is divided by its chance and by the number of draws. Then their sum is, on average, the
+    gradient of all examples. After so many draws as here it is close:
 
         >>> x = jax.random.normal(jax.random.key(0), (200, 2))
         >>> model, loss, target = fnn.Linear(2, 1), fnn.MSELoss("sum"), x[:, :1] * x[:, 1:]

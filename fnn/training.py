@@ -34,11 +34,19 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
     """f(params, x, target, key=None) -> (loss value, grads), by the hand-written passes.
 
     The counterpart of jax.value_and_grad: grads has the structure, shapes and dtypes of params.
+    f is not compiled: jax.jit(f) is.
 
     Shapes: x as the model accepts, target as the loss accepts for the model's output, value ().
 
     Raises:
         ValueError: `model` is not a Layer; `loss` is not a Loss, or its value not of shape ().
+
+    For y = 3 * 2 the loss is (6 - 5)^2. Its derivative by W is 2 (6 - 5) * 2:
+
+        >>> f = fnn.loss_and_grads(fnn.Linear(1, 1, bias=False), fnn.MSELoss())
+        >>> value, grads = f({"W": jnp.array([[3.0]])}, jnp.array([[2.0]]), jnp.array([[5.0]]))
+        >>> print(value, grads["W"])
+        1.0 [[4.]]
     """
     check_is_layer("loss_and_grads", model)
     check_is_loss("loss_and_grads", loss)
@@ -137,6 +145,8 @@ def accumulate_gradients(
 
 def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None = None) -> jax.Array:
     """The model's output y for x, in evaluation mode (no key).
+
+    To compile it, give it the model first: jax.jit(functools.partial(fnn.predict, model)).
 
     Shapes: x and y those of the model.
 
