@@ -49,8 +49,8 @@ def clipped_loss_and_grads(
 
     DP-SGD is a step with these gradients plus noise: Abadi et al., 2016,
     https://arxiv.org/abs/1607.00133. The noise's standard deviation is max_norm, divided by the
-    number of examples, times a noise multiplier, here 1. fnn does no privacy accounting. The losses
-    of the first step and after 20 more:
+    number of examples, times a noise multiplier, here 1. fnn does no privacy accounting. These are
+    the losses of the first step and of the last of 20 more:
 
         >>> from jax.flatten_util import ravel_pytree
         >>> x, labels = fnn.sample_disk(jax.random.key(0), 100)

@@ -109,7 +109,7 @@ def fit(
             its values. What a metric itself raises comes before the training too.
         NotFiniteError, Interrupted, OSError: as run_epochs; ValueError as load_checkpoint.
 
-    A table of four columns on different scales. The model standardises its input itself:
+    Here a table has four columns on different scales. The model standardises its input itself:
 
         >>> x = jnp.array([1, 10, 0.1, 5]) * jax.random.normal(jax.random.key(0), (300, 4))
         >>> labels = jnp.where(x[:, 1] > 0, 1, 0)

@@ -88,7 +88,7 @@ def accumulate_gradients(
             examples; an unknown reduction; x and target differ in the number of examples; the
             value is not of shape (), or the grads have another structure or shapes than params.
 
-    A step on 80 examples, which holds the residuals of 10 of them at a time:
+    This step on 80 examples holds the residuals of 10 of them at a time:
 
         >>> model, loss, optimizer = fnn.Linear(2, 2), fnn.CrossEntropyLoss(), fnn.sgd(0.1)
         >>> evaluate = fnn.accumulate_gradients(fnn.loss_and_grads(model, loss), num_microbatches=8)

@@ -6,9 +6,9 @@ prints the times too:
 
     PYTHONPATH=scripts python tests/compare_autodiff.py
 
-One run, on two shared cores of an AMD EPYC, JAX 0.10.2, 27 November 2026. Times are medians of 9
-rounds in which the candidates take turns. MB are the compiler's count of temporary memory. A factor
-is that of the function beside fnn's.
+These figures are of one run on two shared cores of an AMD EPYC, with JAX 0.10.2, on 27 November
+2026. Times are medians of 9 rounds in which the candidates take turns. MB are the compiler's count
+of temporary memory. A factor says how much more the function beside fnn's takes.
 
     squared gradient norms of 256 examples, two 512 x 512 layers
         fnn.linear_squared_norms                2.0 ms,  1.05 MB

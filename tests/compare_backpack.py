@@ -7,8 +7,9 @@ second of its Kronecker factors at random, so only the first ones, means of x x^
     pip install torch backpack-for-pytorch
     PYTHONPATH=scripts python tests/compare_backpack.py
 
-One run: the shortest of 9 turns, one thread each, JAX 0.10.2, PyTorch 2.13.0, BackPACK 1.7.1, two
-shared cores of an AMD EPYC, 27 November 2026. The numbers agree to 3e-6.
+These figures are of one run on two shared cores of an AMD EPYC, with JAX 0.10.2, PyTorch 2.13.0 and
+BackPACK 1.7.1, on 27 November 2026. They are the shortest of 9 turns, with one thread each. The
+numbers agree to 3e-6.
 
     ms on one core, fnn / BackPACK         784-512-512-10, batch 256    the MNIST CNN, batch 64
     the gradient alone                          4.35 / 10.07                5.92 / 14.89
@@ -20,8 +21,9 @@ shared cores of an AMD EPYC, 27 November 2026. The numbers agree to 3e-6.
 In units of its own plain step fnn's ggn_diagonal takes longer than BackPACK's: 7.1 against 4.2, and
 12.2 against 6.2.
 
-The same functions beside vmapped jax.grad, in units of fnn's plain step: time, memory. One run, one
-core, the shortest of 7 turns; memory as the compiler counts it. This program does not print them.
+These are time and memory of fnn's functions and of vmapped jax.grad, in units of fnn's plain step.
+They are of one run on one core, and the shortest of 7 turns. The compiler counted the memory. This
+program does not print them.
 
                                 784-512-512-10,    the MNIST CNN,    attention block,
                                 batch 256          batch 64          32 x 64 x 128

@@ -5,8 +5,6 @@ jax.grad: for every single layer, the report's network, and deep ones. The excep
 
 - Attention computes its weights again in backward. That is up to a quarter more operations, for a
   memory that grows with time and not with its square. These tests grant it.
-- At batch sizes 1 and 2 a network may count 2 % more operations, or 512 bytes more. These sizes
-  are not tested.
 - With ReLU there are up to 1 % more operations in a network. The networks here have Tanh and
   LeakyReLU.
 - Where convolutions, normalisations and pooling follow each other, memory is between a tenth less

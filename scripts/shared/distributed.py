@@ -1,10 +1,10 @@
 """A script on many devices, and in several processes that find each other, agree, and end together.
 
-On one machine with several devices:
+This trains on all devices of one machine:
 
     train_disk.py --data-parallel --batch-size 40
 
-On two machines, the first of which has the address 10.0.0.1; on the second it is --process-id 1:
+This trains on two machines, where 10.0.0.1 is the first; the second has --process-id 1:
 
     train_disk.py --batch-size 40 --coordinator 10.0.0.1:1234 --num-processes 2 --process-id 0
 
