@@ -51,12 +51,10 @@ def save(path: str | os.PathLike, tree: Any, *, note: Any = None) -> None:
 
     The tree comes back to the bit, and the note as it was:
 
-        >>> import pathlib, tempfile
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "state.npz"
         >>> params = fnn.Linear(2, 3).init(jax.random.key(0))
-        >>> fnn.save(path, params, note={"epoch": 50})
-        >>> loaded = fnn.load(path, like=params)
-        >>> bool(jnp.all(loaded["W"] == params["W"])), fnn.read_note(path)
+        >>> fnn.save("state.npz", params, note={"epoch": 50})
+        >>> loaded = fnn.load("state.npz", like=params)
+        >>> bool(jnp.all(loaded["W"] == params["W"])), fnn.read_note("state.npz")
         (True, {'epoch': 50})
     """
     try:

@@ -64,6 +64,14 @@ def per_example(layer: Layer) -> Layer:
     Raises:
         ValueError: `layer` is not a Layer; its examples depend on each other, as BatchNorm's do; x
             has no axis.
+
+    These are the gradients of 4 examples, one below the other:
+
+        >>> each, loss = fnn.per_example(fnn.Linear(2, 3)), fnn.MSELoss("sum")
+        >>> params = each.init(jax.random.key(0))
+        >>> _, grads = fnn.loss_and_grads(each, loss)(params, jnp.ones((4, 2)), jnp.ones((4, 3)))
+        >>> grads["W"].shape
+        (4, 3, 2)
     """
     _check_each_by_itself("per_example", layer)
 
@@ -186,6 +194,17 @@ def kronecker_factors(model: Layer, rules: Mapping[str, Rule] | None = None) -> 
 
     Raises:
         ValueError: as squared_norms.
+
+    For one example A kron G is grad grad^T, here for the elements of W one column after the other:
+
+        >>> model, loss = fnn.Linear(2, 3, bias=False), fnn.MSELoss("sum")
+        >>> params, x = model.init(jax.random.key(0)), jnp.array([[1.0, 2.0]])
+        >>> args = params, x, jnp.ones((1, 3))
+        >>> _, factors = fnn.loss_and_grads(fnn.kronecker_factors(model), loss)(*args)
+        >>> _, grads = fnn.loss_and_grads(model, loss)(*args)
+        >>> g = grads["W"].T.reshape(6)
+        >>> bool(jnp.allclose(jnp.kron(*factors["W"]), jnp.outer(g, g), rtol=1e-5))
+        True
     """
 
     def without(layer):

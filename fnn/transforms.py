@@ -1,7 +1,10 @@
 """Transforms: one layer -> one layer, with another memory, precision or routing of gradients.
 
-Each docstring says what changes. Transforms can be nested. Each raises a ValueError if `layer` is
-not a Layer.
+Each docstring says what changes. Each raises a ValueError if `layer` is not a Layer. Transforms can
+be nested:
+
+    >>> print(fnn.freeze(fnn.repeat(fnn.remat(fnn.Linear(25, 25)), 16)))
+    freeze(repeat(remat(Linear(25, 25)), n=16))
 
 One of your own is a function from layer to layer. ReZero is y = x + a f(x) with a learned number a
 that starts at 0 (Bachlechner et al., 2021, https://arxiv.org/abs/2003.04887). So da is the sum of

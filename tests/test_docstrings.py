@@ -27,8 +27,9 @@ EXAMPLES = dict(sorted(examples_of_fnn()))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_prints_what_its_docstring_says(name):
-    """In JAX's default configuration of ranks and dtypes."""
+def test_an_example_prints_what_its_docstring_says(name, monkeypatch, tmp_path):
+    """In JAX's default configuration of ranks and dtypes, and in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
     output, runner = [], doctest.DocTestRunner(verbose=False, optionflags=FLAGS)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         failed, _ = runner.run(EXAMPLES[name], out=output.append)
