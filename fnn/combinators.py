@@ -18,8 +18,8 @@ def Sequential(*layers: Layer) -> Layer:
     A layer's y is the next layer's x. A layer's dx is the dy of the layer before.
 
     params, grads and residuals are tuples with one entry for each layer. Layer i draws from
-    fold_in(key, i), so adding a layer leaves the others' random numbers alone. A Sequential may
-    stand inside another. An empty one is the identity.
+    fold_in(key, i), so a layer added at the end leaves the random numbers of the others alone. A
+    Sequential may stand inside another. An empty one is the identity.
 
     Raises:
         ValueError: an argument is not a Layer; params or residuals are not a tuple with one entry

@@ -40,6 +40,14 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         ValueError: f or g is not a Layer; n is not a positive integer; the last axis of x is odd;
             f's or g's y has another shape than its x; a leaf of params does not have a first axis
             of length n.
+
+    The residuals of 64 blocks are those of one, y (10 x 32 numbers of 4 bytes) and the key:
+
+        >>> f = g = fnn.Sequential(fnn.LayerNorm(16), fnn.Linear(16, 16), fnn.Tanh())
+        >>> print(fnn.summary(fnn.reversible(f, g, 64), (10, 32)))
+          layer       output shape  parameters  residual bytes
+          reversible  (10, 32)          38,912           1,288
+          total                         38,912           1,288
     """
     check_is_layer("reversible", f, g)
     n = check_integer("reversible", "n", n, 1)

@@ -38,6 +38,31 @@ def ggn_diagonal(
         ValueError: `model` is not a Layer, or its examples depend on each other; `loss` is not a
             Loss, has no hessian_root, or its value is not of shape (); x and target differ in the
             number of examples.
+
+    The diagonal Laplace approximation draws parameters around trained ones, further where the loss
+    is flatter: each with the variance 1 / (c / (2 v) + p). Here c is its curvature for a sum of
+    squares, v the variance of the targets' noise, and p that of the prior, inverted. The spread of
+    the outputs grows away from the data, which are in [-1, 1]:
+
+        >>> from jax.flatten_util import ravel_pytree
+        >>> x = jnp.linspace(-1, 1, 50)[:, None]
+        >>> target = jnp.sin(3 * x) + 0.1 * jax.random.normal(jax.random.key(0), x.shape)
+        >>> model = fnn.Sequential(fnn.Linear(1, 20), fnn.ELU(), fnn.Linear(20, 1))
+        >>> fit = fnn.fit(
+        ...     model, fnn.MSELoss(), fnn.adam(0.02), x, target,
+        ...     epochs=100, batch_size=10, key=jax.random.key(1), progress=False,
+        ... )
+        >>> curvature = fnn.ggn_diagonal(model, fnn.MSELoss("sum"))(fit.params, x, target)
+        >>> c, v, p = ravel_pytree(curvature)[0], fit.history[-1]["train_loss"], 10
+        >>> flat, unravel = ravel_pytree(fit.params)
+        >>> normal = jax.random.normal(jax.random.key(2), (1000, flat.size))
+        >>> drawn = flat + normal / jnp.sqrt(c / (2 * v) + p)
+        >>> for place in (0.5, 4.0):
+        ...     points = jnp.array([place])
+        ...     ys = jax.vmap(lambda one: fnn.predict(model, unravel(one), points))(drawn)
+        ...     print(f"at {place}: {ys.std():.1f}")
+        at 0.5: 0.4
+        at 4.0: 1.6
     """
     check_is_loss("ggn_diagonal", loss)
     if loss.hessian_root is None:

@@ -1,15 +1,4 @@
-"""fit: a training in one call, made of the pieces in fnn.epoch and fnn.loop.
-
-    train, test = fnn.split(jax.random.key(0), x, labels, fraction=0.2)
-    result = fnn.fit(
-        model, fnn.CrossEntropyLoss(), lambda steps: fnn.adam(fnn.cosine_decay(0.01, steps)),
-        *train, epochs=100, batch_size=32, key=jax.random.key(1),
-        validation=0.1, metrics={"accuracy": fnn.accuracy}, patience=20,
-    )
-    print(fnn.accuracy(fnn.predict(model, result.params, test[0]), test[1]))
-
-To start from given parameters, pass model._replace(init=lambda key: params).
-"""
+"""fit: a training in one call, made of the pieces in fnn.epoch and fnn.loop."""
 
 import contextlib
 import functools
@@ -33,13 +22,7 @@ from fnn._signals import interruptions
 from fnn.calibration import calibrate
 from fnn.epoch import make_train_epoch
 from fnn.layer import Layer, check_is_layer
-from fnn.loop import (
-    Epoch,
-    find_nonfinite_in_epoch,
-    load_checkpoint,
-    run_epochs,
-    time_left,
-)
+from fnn.loop import Epoch, find_nonfinite_in_epoch, load_checkpoint, run_epochs, time_left
 from fnn.loop import progress as show_progress
 from fnn.losses import Loss, check_is_loss
 from fnn.optimizers import Optimizer, adam, sgd
@@ -96,6 +79,8 @@ def fit(
     Without one, Ctrl-C is Python's KeyboardInterrupt. So it is in a run of several processes, and
     in a thread other than the main one.
 
+    To start from given parameters, pass model._replace(init=lambda key: params).
+
     Shapes: x (n, ...), target (n, ...), as the model and the loss take them. They are JAX's arrays,
     also over the devices of a mesh (see fnn.sharding), or NumPy's.
 
@@ -123,6 +108,23 @@ def fit(
             argument is not as described. If several processes share an array, fit does not look at
             its values. What a metric itself raises comes before the training too.
         NotFiniteError, Interrupted, OSError: as run_epochs; ValueError as load_checkpoint.
+
+    Here a table has four columns on different scales. The model standardises its input itself:
+
+        >>> x = jnp.array([1, 10, 0.1, 5]) * jax.random.normal(jax.random.key(0), (300, 4))
+        >>> labels = jnp.where(x[:, 1] > 0, 1, 0)
+        >>> train, test = fnn.split(jax.random.key(1), x, labels, fraction=0.2)
+        >>> standardize = fnn.Standardize(*fnn.standardize(train[0]))
+        >>> model = fnn.Sequential(standardize, fnn.Linear(4, 16), fnn.ReLU(), fnn.Linear(16, 2))
+        >>> result = fnn.fit(
+        ...     model, fnn.CrossEntropyLoss(), lambda n: fnn.adam(fnn.cosine_decay(0.03, n)),
+        ...     *train, epochs=20, batch_size=20, key=jax.random.key(2), progress=False,
+        ...     validation=0.1, metrics={"accuracy": fnn.accuracy}, patience=5,
+        ... )
+        >>> list(result.history[-1])
+        ['train_loss', 'validation_loss', 'validation_accuracy']
+        >>> print(fnn.accuracy(fnn.predict(model, result.params, test[0]), test[1]))
+        0.9...
     """
     check_is_layer("fit", model)
     check_is_loss("fit", loss)

@@ -33,6 +33,17 @@ def split_backward(layer: Layer) -> tuple[Callable[..., Any], Callable[..., Any]
 
     Raises:
         ValueError: `layer` is not a Layer.
+
+    dx is there before the gradients are:
+
+        >>> layer = fnn.Sequential(fnn.Linear(2, 3), fnn.Tanh())
+        >>> backward_input, backward_params = fnn.split_backward(layer)
+        >>> params = layer.init(jax.random.key(0))
+        >>> y, residuals = layer.forward(params, jnp.ones((4, 2)))
+        >>> dx, kept = backward_input(params, residuals, dy=jnp.ones_like(y))
+        >>> grads = backward_params(params, residuals, kept)
+        >>> dx.shape, grads[0]["W"].shape
+        ((4, 2), (3, 2))
     """
     check_is_layer("split_backward", layer)
     recording = map_layers(_recording, layer, opened=_is_opened)

@@ -131,6 +131,20 @@ def observe(layer: Layer, callback: Callable[[str, str, dict[str, jax.Array]], N
 
     Raises:
         ValueError: `layer` is not a Layer; callback cannot be called.
+
+    This prints the norms of all that passes forward and back:
+
+        >>> model, loss = fnn.Sequential(fnn.Linear(2, 2), fnn.Tanh()), fnn.MSELoss()
+        >>> def show(place, direction, statistics):
+        ...     print(f"{place:<14} {direction:<10} {statistics['norm']:.1f}")
+        >>> evaluate = fnn.loss_and_grads(fnn.observe(model, show), loss)
+        >>> _ = evaluate(model.init(jax.random.key(0)), jnp.ones((4, 2)), jnp.ones((4, 2)))
+        0 Linear(2, 2) parameters 1.4
+        0 Linear(2, 2) forward    3.8
+        1 Tanh()       forward    2.3
+        1 Tanh()       backward   0.5
+        0 Linear(2, 2) grads      1.6
+        0 Linear(2, 2) backward   0.3
     """
     check_is_layer("observe", layer)
     if not callable(callback):
@@ -175,6 +189,13 @@ def find_nonfinite(
     Raises:
         ValueError: it is called under jit, vmap or another transformation of JAX; `model` is not a
             Layer, or `loss` not a Loss.
+
+    These parameters have grown so large that the last layer's y overflows:
+
+        >>> model = fnn.Sequential(fnn.Linear(2, 3), fnn.ReLU(), fnn.Linear(3, 2))
+        >>> params = jax.tree.map(lambda leaf: 1e20 * leaf, model.init(jax.random.key(0)))
+        >>> fnn.find_nonfinite(model, fnn.MSELoss(), params, jnp.ones((4, 2)), jnp.ones((4, 2)))
+        ('2 Linear(3, 2)', 'forward')
     """
     check_is_layer("find_nonfinite", model)
     check_is_loss("find_nonfinite", loss)

@@ -1,19 +1,19 @@
 """The loop over epochs, with metrics, progress and checkpoints.
 
-A program that shows progress, and that goes on from its checkpoint when it is started again:
+This program goes on from its checkpoint when it is started again:
 
-    @jax.jit
-    def run_epoch(state, number):
-        state, losses = train_epoch(state, x, target, jax.random.fold_in(key, number))
-        return state, losses, [fnn.accuracy(fnn.predict(model, state.params, test_x), labels)]
-
-    path, columns = "run.npz", ["accuracy"]
-    state, history = fnn.load_checkpoint(path, state, 10, columns)
-    with fnn.interruptions() as stop, fnn.progress(10) as report:
-        for number, state, history in fnn.run_epochs(
-            run_epoch, state, 10, columns, history=history, checkpoint=path, interruption=stop
-        ):
-            report(number, f"epoch {number}: {history[-1]}")
+    >>> model, sgd, data = fnn.Linear(2, 2), fnn.sgd(0.1), fnn.sample_disk(jax.random.key(0), 100)
+    >>> epoch = fnn.make_train_epoch(model, fnn.CrossEntropyLoss(), sgd, batch_size=10)
+    >>> def run(state, number):
+    ...     state, losses = epoch(state, *data, jax.random.key(number))
+    ...     return state, losses, [losses.mean()]
+    >>> state = fnn.init_train_state(model, sgd, jax.random.key(1))
+    >>> state, history = fnn.load_checkpoint("run.npz", state, 3, ["loss"])
+    >>> saved = {"history": history, "checkpoint": "run.npz"}
+    >>> with fnn.interruptions() as stop:
+    ...     for done in fnn.run_epochs(run, state, 3, ["loss"], **saved, interruption=stop):
+    ...         print(done.number, done.history[-1]["loss"] < 1, end="; ")
+    1 True; 2 True; 3 True;
 """
 
 import cmath

@@ -1,12 +1,27 @@
 """Data parallelism: each device has its part of the examples, and all of the parameters.
 
 JAX does the rest: jit runs a program over sharded arrays on every device, and the sums over the
-examples in a backward pass become all-reduces.
+examples in a backward pass become all-reduces. A training step has one, of the gradients and the
+loss; BatchNorm has another. Every device does the whole update of the optimizer.
 
-    mesh = fnn.data_parallel_mesh()
-    state = fnn.replicate(mesh, state)
-    x, target = fnn.shard_batch(mesh, (x, target))
-    state, losses = epoch(state, x, target, key)
+    >>> model, loss, optimizer = fnn.Linear(2, 2), fnn.CrossEntropyLoss(), fnn.sgd(0.1)
+    >>> epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size=40)
+    >>> mesh = fnn.data_parallel_mesh()
+    >>> state = fnn.replicate(mesh, fnn.init_train_state(model, optimizer, jax.random.key(0)))
+    >>> x, labels = fnn.shard_batch(mesh, fnn.sample_disk(jax.random.key(1), 80))
+    >>> state, losses = epoch(state, x, labels, jax.random.key(2))
+    >>> losses.shape
+    (2,)
+
+loss_and_grads, make_train_step and make_train_epoch are the same with a mesh, of Auto axes or of
+Explicit ones. An epoch shuffles within each device's examples, so that none of them moves. On
+Explicit axes the state has to be replicated, and per_example(Conv2d(...)) is more than JAX's rules
+allow.
+
+A step sends the gradients: 4 bytes for each float32 parameter. So a small network belongs on one
+device, where jax.vmap over seeds fills it. Measured are CPU devices alone: 1, 2, 4 and 8 in one
+process, and two processes over loopback. After 100 steps the parameters are those of one device, to
+1e-6 of the largest in float32 and 1e-13 in float64.
 """
 
 import copy

@@ -64,6 +64,14 @@ def per_example(layer: Layer) -> Layer:
     Raises:
         ValueError: `layer` is not a Layer; its examples depend on each other, as BatchNorm's do; x
             has no axis.
+
+    These are the gradients of 4 examples, one below the other:
+
+        >>> each, loss = fnn.per_example(fnn.Linear(2, 3)), fnn.MSELoss("sum")
+        >>> params = each.init(jax.random.key(0))
+        >>> _, grads = fnn.loss_and_grads(each, loss)(params, jnp.ones((4, 2)), jnp.ones((4, 3)))
+        >>> grads["W"].shape
+        (4, 3, 2)
     """
     _check_each_by_itself("per_example", layer)
 
@@ -100,6 +108,24 @@ def squared_norms(model: Layer, rules: Mapping[str, Rule] | None = None) -> Laye
 
     Raises:
         ValueError: `model` is not a Layer; its examples depend on each other; x has no batch axis.
+
+    Importance sampling draws examples in proportion to the norms of their gradients. Each drawn
+    gradient is divided by its chance and by the number of draws. Then their sum is, on average, the
+    gradient of all examples. After so many draws as here it is close:
+
+        >>> x = jax.random.normal(jax.random.key(0), (200, 2))
+        >>> model, loss, target = fnn.Linear(2, 1), fnn.MSELoss("sum"), x[:, :1] * x[:, 1:]
+        >>> params = model.init(jax.random.key(1))
+        >>> _, squares = fnn.loss_and_grads(fnn.squared_norms(model), loss)(params, x, target)
+        >>> norms = jnp.sqrt(sum(jax.tree.leaves(squares)))
+        >>> chance = norms / norms.sum()
+        >>> drawn = jax.random.choice(jax.random.key(2), 200, (20000,), p=chance)
+        >>> y, residuals = model.forward(params, x[drawn])
+        >>> dy = 2 * (y - target[drawn]) / (20000 * chance[drawn, None])
+        >>> estimate, _ = model.backward(params, residuals, dy)
+        >>> _, grads = fnn.loss_and_grads(model, loss)(params, x, target)
+        >>> print(estimate["W"], grads["W"])
+        [[ 228... -361...]] [[ 228... -361...]]
     """
     otherwise = functools.partial(_through_per_example, squares)
     return _with_statistic("squared_norms", model, SQUARED_NORMS, rules, otherwise)
@@ -123,6 +149,32 @@ def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Lay
 
     Raises:
         ValueError: as squared_norms.
+
+    The gradient noise scale is the sum of these variances, divided by |g|^2. A batch larger than it
+    helps little: McCandlish et al., 2018, https://arxiv.org/abs/1812.06162. Here it grows from
+    epoch to epoch, because g becomes smaller and the noise of the targets does not:
+
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> x, noise = jax.random.normal(keys[0], (64, 3)), jax.random.normal(keys[1], (64, 1))
+        >>> target = x.sum(axis=1, keepdims=True) + noise
+        >>> model, loss, optimizer = fnn.Linear(3, 1), fnn.MSELoss(), fnn.sgd(0.02)
+        >>> moments_of = fnn.loss_and_grads(fnn.second_moments(model), fnn.MSELoss("sum"))
+        >>> def total(tree):
+        ...     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
+        >>> def noise_scale(params):
+        ...     _, moments = moments_of(params, x, target)
+        ...     _, g = fnn.loss_and_grads(model, loss)(params, x, target)
+        ...     return total(moments) / len(x) / total(jax.tree.map(jnp.square, g)) - 1
+        >>> epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size=8)
+        >>> state = fnn.init_train_state(model, optimizer, keys[2])
+        >>> for number in range(5):
+        ...     print(f"{noise_scale(state.params):.1f}")
+        ...     state, _ = epoch(state, x, target, jax.random.key(number))
+        4.4
+        4.9
+        5.9
+        8.5
+        14.2
     """
     otherwise = functools.partial(_through_per_example, sum_of_squares)
     return _with_statistic("second_moments", model, SECOND_MOMENTS, rules, otherwise)
@@ -142,6 +194,17 @@ def kronecker_factors(model: Layer, rules: Mapping[str, Rule] | None = None) -> 
 
     Raises:
         ValueError: as squared_norms.
+
+    For one example A kron G is grad grad^T, here for the elements of W one column after the other:
+
+        >>> model, loss = fnn.Linear(2, 3, bias=False), fnn.MSELoss("sum")
+        >>> params, x = model.init(jax.random.key(0)), jnp.array([[1.0, 2.0]])
+        >>> args = params, x, jnp.ones((1, 3))
+        >>> _, factors = fnn.loss_and_grads(fnn.kronecker_factors(model), loss)(*args)
+        >>> _, grads = fnn.loss_and_grads(model, loss)(*args)
+        >>> g = grads["W"].T.reshape(6)
+        >>> bool(jnp.allclose(jnp.kron(*factors["W"]), jnp.outer(g, g), rtol=1e-5))
+        True
     """
 
     def without(layer):

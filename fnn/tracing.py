@@ -83,6 +83,55 @@ def trace(
     Raises:
         ValueError: it is called under jit, vmap or another transformation of JAX; what
             loss_and_grads raises.
+
+    In this network of three layers, each dx is the dy of the layer before:
+
+        >>> model = fnn.Sequential(fnn.Linear(2, 2), fnn.ReLU(), fnn.Linear(2, 1))
+        >>> loss = fnn.MSELoss("sum")
+        >>> first = {"W": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([0.5, -0.5])}
+        >>> params = first, (), {"W": jnp.array([[2.0, -1.0]]), "b": jnp.zeros(1)}
+        >>> fnn.trace(model, loss, params, jnp.array([-3.0, 2.0]), jnp.array([2.0]))
+                        shape     norm   numbers
+        0 Linear(2, 2)
+          x             (2,)     3.606        -3        2
+          params['W']   (2, 2)   5.477         1        2
+                                               3        4
+          params['b']   (2,)    0.7071       0.5     -0.5
+          y             (2,)     2.121       1.5     -1.5
+          residuals     = x
+          dy            (2,)         4         4        0
+          grads['W']    (2, 2)   14.42       -12        8
+                                               0        0
+          grads['b']    (2,)         4         4        0
+          dx            (2,)     8.944         4        8
+        1 ReLU()
+          x             (2,)     2.121       1.5     -1.5
+          y             (2,)       1.5       1.5        0
+          residuals     = y
+          dy            (2,)     4.472         4       -2
+          dx            (2,)         4         4        0
+        2 Linear(2, 1)
+          x             (2,)       1.5       1.5        0
+          params['W']   (1, 2)   2.236         2       -1
+          params['b']   (1,)         0         0
+          y             (1,)         3         3
+          residuals     = x
+          dy            (1,)         2         2
+          grads['W']    (1, 2)       3         3        0
+          grads['b']    (1,)         2         2
+          dx            (2,)     4.472         4       -2
+        loss
+          prediction    (1,)         3         3
+          target        (1,)         2         2
+          value         ()           1         1
+          d_prediction  (1,)         2         2
+
+    Follow one number upwards. d_prediction is 2 (3 - 2) = 2. Times the weight 2 of layer 2, that is
+    4: its dx, and the dy of ReLU. The slope of ReLU is 1 where its x is positive, so the 4 passes
+    on to layer 0. Times x[1] = 2 that is 8, the gradient of W[0, 1].
+
+    The other unit has x = -1.5 at ReLU, where the slope is 0. Nothing passes, and its row of
+    grads['W'] is 0. A unit whose x is negative for every example learns nothing: it is dead.
     """
     check_is_layer("trace", model)
     check_is_loss("trace", loss)

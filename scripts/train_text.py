@@ -1,4 +1,18 @@
-"""Train a model on text to predict the next character, and let it write text."""
+"""Train a model on text to predict the next character, and let it write text.
+
+  train_text.py
+  train_text.py --model lstm --output runs/lstm
+  train_text.py --sample 500 --from runs/text/params.npz --prompt "The class "
+
+Bits per character of the last tenth of Python's own documentation:
+
+  gpt   4 blocks of width 128, context 64, W tied  1.634  5 minutes, 2 CPU cores
+  lstm  2 layers of width 256                      1.651
+
+Each is one run with the defaults: seed 0, 4000 steps of 32 windows, Adam with a
+rate of 0.004 at its highest, and dropout 0.1. The rate was chosen on the same
+last tenth. Windows of 64 characters are predicted each by itself.
+"""
 
 import os
 import sys
@@ -35,7 +49,8 @@ def parse_options(arguments=None):
         "Train a model to predict the next character of a text, and let it write. The text is "
         "Python's own documentation, or the files of --data. Its last tenth is for validation. A "
         "sample of what the model writes is stored with every checkpoint, and printed at the end. "
-        "With --sample nothing is trained: the model in --from writes."
+        "With --sample nothing is trained: the model in --from writes.",
+        __doc__,
     )
     option = parser.add_argument
     rate = "of Adam, at its highest; it rises first, and falls to 0 along half a cosine"

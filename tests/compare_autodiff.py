@@ -5,6 +5,33 @@ tests/test_compare_autodiff.py asserts the memory of the transforms. As a progra
 prints the times too:
 
     PYTHONPATH=scripts python tests/compare_autodiff.py
+
+These figures are of one run on two shared cores of an AMD EPYC, with JAX 0.10.2, on 27 November
+2026. Times are medians of 9 rounds in which the candidates take turns. MB are the compiler's count
+of temporary memory. A factor says how much more the function beside fnn's takes.
+
+    squared gradient norms of 256 examples, two 512 x 512 layers
+        fnn.linear_squared_norms                2.0 ms,  1.05 MB
+        jax.vmap of jax.grad                    241 ms,  1.57 MB    x 118 in time
+    gradient of repeat(block, 16), a block of two 256-wide Linear and Tanh, batch 1024
+        repeat(remat(block), 16)                 57 ms,  22.8 MB
+        autodiff through the same scan           61 ms,  88.6 MB    x 3.9 in memory
+    gradient of 16 such blocks in a Sequential
+        remat                                    51 ms,  19.9 MB
+        jax.checkpoint                           50 ms,  50.3 MB    x 2.5 in memory
+    gradient of 16 layers of width 32, batch 8192
+        accumulate_gradients in 8 parts         8.6 ms,   2.4 MB
+        the whole batch                         5.8 ms,  17.8 MB    x 7.5 in memory
+    tracing and compiling
+        repeat(block, 64)                       0.23 s
+        repeat(block, 4)                        0.22 s
+
+remat computes a third more, which shows where products dominate. The norms of sequences take time
+and memory by the square of their length.
+
+An epoch of the report's network takes 23 % less time than with the passes that jax.vjp derives, at
+batch size 10. It takes 5 % more at 100, and 6 % more at 1000. The cause is LeakyReLU. A narrow
+network with GELU takes up to 7 % more time for batches of up to 32.
 """
 
 import operator

@@ -6,6 +6,35 @@ second of its Kronecker factors at random, so only the first ones, means of x x^
 
     pip install torch backpack-for-pytorch
     PYTHONPATH=scripts python tests/compare_backpack.py
+
+These figures are of one run on two shared cores of an AMD EPYC, with JAX 0.10.2, PyTorch 2.13.0 and
+BackPACK 1.7.1, on 27 November 2026. They are the shortest of 9 turns, with one thread each. The
+numbers agree to 3e-6.
+
+    ms on one core, fnn / BackPACK         784-512-512-10, batch 256    the MNIST CNN, batch 64
+    the gradient alone                          4.35 / 10.07                5.92 / 14.89
+    squared_norms / batch_l2                    2.26 / 10.40                7.90 / 19.70
+    second_moments / sum_grad_squared           4.36 / 14.11                9.22 / 19.50
+    ggn_diagonal / diag_ggn_exact              30.96 / 42.12               72.34 / 92.11
+    kronecker_factors / kfac                    7.16 / 32.45               11.13 / 34.53
+
+In units of its own plain step fnn's ggn_diagonal takes longer than BackPACK's: 7.1 against 4.2, and
+12.2 against 6.2.
+
+These are time and memory of fnn's functions and of vmapped jax.grad, in units of fnn's plain step.
+They are of one run on one core, and the shortest of 7 turns. The compiler counted the memory. This
+program does not print them.
+
+                                784-512-512-10,    the MNIST CNN,    attention block,
+                                batch 256          batch 64          32 x 64 x 128
+    squared_norms               0.54, 1.0          1.2, 1.7          0.84, 0.9
+        vmapped jax.grad        32, 1.7            2.1, 1.0          1.2, 1.1
+    second_moments              1.0, 2.2           1.3, 1.75         1.2, 1.4
+        vmapped jax.grad        165, 1.0           11.5, 1.0         1.5, 1.1
+    clipped_loss_and_grads      1.1, 1.3           1.8, 1.9          1.25, 0.9
+
+Depthwise convolutions (2.7), Embedding (2.6 for the moments) and the clipped gradients of an LSTM
+(3.3) take longer.
 """
 
 import functools

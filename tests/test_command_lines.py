@@ -6,6 +6,7 @@ And what goes wrong around them: no traceback there either.
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -277,6 +278,24 @@ def test_a_script_finds_its_modules_where_python_does_not_look(name):
     process = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout.startswith(f"usage: {name}")
+
+
+@pytest.mark.parametrize(
+    "script", [compare_gpt, compare_pytorch, grid_search, train_mnist, train_text]
+)
+def test_help_ends_with_commands_that_the_script_takes(script, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(pytorch, "import_torch", lambda: None)
+    with pytest.raises(SystemExit):
+        script.parse_options(["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    name = f"{script.__name__}.py"
+    commands = re.findall(rf"^  ({name}.*)$", text.replace("\\\n", ""), re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        script.parse_options(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -1,4 +1,17 @@
-"""What the compiler counts: the hand-written passes beside those that JAX derives."""
+"""What the compiler counts: the hand-written passes beside those that JAX derives.
+
+A training step counts no more operations and no more temporary memory than the same one by
+jax.grad: for every single layer, the report's network, and deep ones. The exceptions:
+
+- Attention computes its weights again in backward. That is up to a quarter more operations, for a
+  memory that grows with time and not with its square. These tests grant it.
+- With ReLU there are up to 1 % more operations in a network. The networks here have Tanh and
+  LeakyReLU.
+- Where convolutions, normalisations and pooling follow each other, memory is between a tenth less
+  and a sixth more. Such networks are not tested here.
+
+Exceptions in time are in tests/compare_autodiff.py.
+"""
 
 import functools
 import math

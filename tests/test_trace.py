@@ -1,6 +1,5 @@
 """trace shows what passes through a model: exactly, in order, and as a table that fits a screen."""
 
-import doctest
 import functools
 import itertools
 
@@ -102,13 +101,6 @@ def places(trace):
 
 def test_a_small_network_is_shown_number_by_number():
     assert str(trace_tiny()) + "\n" == TINY_TABLE
-
-
-def test_the_docstring_of_linear_shows_what_trace_prints():
-    globs = {"fnn": fnn, "jnp": jnp}
-    (example,) = doctest.DocTestFinder(recurse=False).find(fnn.Linear, "Linear", globs=globs)
-    assert len(example.examples) == 4
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_the_numbers_in_the_docstring_of_linear_are_those_of_differences():

@@ -31,7 +31,7 @@ def RNN(
     """y[t] = tanh(a[t] + u[t]), with a[t] = x[t] W^T + b and u[t] = y[t - 1] U^T. Elman, 1990.
 
     Backward, from the last t to the first: da[t] = du[t] = (dy[t] + du[t + 1] U) (1 - y[t]^2). The
-    others follow from these, as the module's docstring says. With activation="relu", y[t] is
+    others follow from these, as help(fnn.layers.recurrent) says. With activation="relu", y[t] is
     max(a[t] + u[t], 0), and 1 where y[t] > 0, else 0, takes the place of 1 - y[t]^2.
 
     Residuals: x and y.
@@ -71,7 +71,7 @@ def LSTM(dim_in: int, dim_hidden: int, *, dtype: Any = jnp.float32) -> Layer:
         di = dc g;  df = dc c[t - 1];  dg = dc i;  do = dy tanh(c[t])
 
     da[t] = du[t] are these times the slopes i (1 - i), f (1 - f), 1 - g^2 and o (1 - o). The others
-    follow from these, as the module's docstring says.
+    follow from these, as help(fnn.layers.recurrent) says.
 
     Residuals: x, y, c and the four gates. jax.vjp keeps also tanh(c) and the slopes.
 
@@ -113,7 +113,7 @@ def GRU(dim_in: int, dim_hidden: int, *, dtype: Any = jnp.float32) -> Layer:
         dn = dy (1 - z) (1 - n^2);  dz = dy (y[t - 1] - n) z (1 - z);  dr = dn (u + c) r (1 - r)
 
     da[t] is (dr, dz, dn), du[t] is (dr, dz, r dn), and dc = sum of r dn. The others follow from
-    these, as the module's docstring says.
+    these, as help(fnn.layers.recurrent) says.
 
     Residuals: x, y, the three gates, and u + c of the third part.
 

@@ -141,8 +141,9 @@ def CrossEntropyLoss(
     exp(prediction)): the derivative of that by prediction[j] is -p[j], and 1 more where j is k.
 
     t is 1 for an example's label and 0 for other classes, or the given probabilities. w is the
-    weight of the class, 1 by default. The terms are the examples. "mean" divides by their number
-    for probabilities, and for labels by the sum of the labels' weights, as PyTorch does.
+    weight of the class, 1 by default. s is 1 for the reductions "sum" and "none". For "mean" it is
+    1 / the number of examples for probabilities, and for labels 1 / the sum of the labels' weights,
+    as in PyTorch.
 
     Shapes: prediction (..., classes), the logits; target (...) of an integer dtype, each
     example's class, or (..., classes) of a floating one, the probabilities t; value (), or (...)

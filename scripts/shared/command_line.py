@@ -23,9 +23,12 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows defaults, takes no abbreviations and errs in one line."""
+    """An ArgumentParser that shows defaults, takes no abbreviations and errs in one line.
 
-    def __init__(self, description: str):
+    --help ends with a script's docstring as it stands, without its first line.
+    """
+
+    def __init__(self, description: str, docstring: str | None = None):
         super().__init__(
             description=description,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -33,6 +36,10 @@ class Parser(argparse.ArgumentParser):
         )
         # argparse takes -1e-3 and -inf for options unless told that they are numbers.
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
+        self._body = (docstring or "").partition("\n")[2]  # python -OO leaves none
+
+    def format_help(self) -> str:
+        return super().format_help() + self._body
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

@@ -1,7 +1,21 @@
 """A script on many devices, and in several processes that find each other, agree, and end together.
 
-Every wait has a time limit, because another process may be gone. Only the first process writes to
---output, and only what it prints on stdout is shown.
+This trains on all devices of one machine:
+
+    train_disk.py --data-parallel --batch-size 40
+
+This trains on two machines, where 10.0.0.1 is the first; the second has --process-id 1:
+
+    train_disk.py --batch-size 40 --coordinator 10.0.0.1:1234 --num-processes 2 --process-id 0
+
+Under Slurm or Open MPI --data-parallel is enough. Without GPUs, JAX_NUM_CPU_DEVICES=4 makes four
+devices of the CPU. Only the first process writes to --output, and only what it prints on stdout is
+shown. In train_mnist.py each process reads its own images.
+
+The processes compare their options, versions and data before they train. What one process refuses
+ends all. Every wait has a time limit, because another process may be gone: --start-timeout or
+--epoch-timeout seconds. --resume goes on with as many processes as are there; with equally many the
+bits are the same.
 """
 
 import argparse

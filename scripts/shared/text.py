@@ -132,6 +132,9 @@ def Tied(num_embeddings: int, dim: int, body: fnn.Layer) -> fnn.Layer:
 
     W is used twice, so it has two paths to the loss, and their derivatives add up.
 
+    It shows how to write a combinator: forward and backward call those of the layers in it. With
+    layers and rebuild it can be looked into, by print, summary and the transforms.
+
     Shapes: x (...) of an integer dtype, y (..., num_embeddings); body (..., dim) to (..., dim);
     params {"W": (num_embeddings, dim), "body": the body's}. Residuals: those of the three layers.
     """
