@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import fnn
 
 MOST_UNITS = 25  # drawn of a column
-DECISION_CELLS = 32  # along each side of the map of decisions
+DECISION_CELLS = 48  # along each side of the map of decisions
 
 
 class Quantized(NamedTuple):
-    """Rows of numbers as integers: number = integer * scale / the largest of the integers' type.
+    """Rows of numbers as integers: number = part * |part| * scale.
+
+    part is the integer divided by the largest of its type. So small numbers keep more digits than
+    they would in equal steps: derivatives in one row often differ by powers of ten.
 
     The rows of a group, such as the units of a column, have one scale: the largest finite size in
     them. The smallest value of the integers' type stands for a number that is not finite.
@@ -32,12 +35,12 @@ class Moment(NamedTuple):
     """The numbers of one moment. U is the number of units drawn, column after column."""
 
     loss: jax.Array  # of all points together
-    accuracy: jax.Array  # a point's class is the one with the smallest loss
+    is_right: jax.Array  # (n,): whether the class with the smallest loss is a point's own
     values: Quantized  # (U, cells^2): over the plane
     derivatives: Quantized  # (U, classes * cells^2): of a point's own loss, if it has the class
-    example_values: Quantized  # (U, examples)
-    example_derivatives: Quantized  # (U, examples): of the example's own loss
-    class_losses: Quantized  # (classes, DECISION_CELLS^2): of a point, if it has the class
+    example_values: jax.Array  # (U, examples)
+    example_derivatives: jax.Array  # (U, examples): of the example's own loss
+    decisions: jax.Array  # (1, DECISION_CELLS^2): the class with the smallest loss
     weights: Quantized  # (V, MOST_UNITS + 1): see _rows. V is the number of their units.
     weight_grads: Quantized  # by the loss of all points together
     grads_norms: jax.Array  # (layers,), by the loss of all points together
@@ -113,11 +116,11 @@ def make_recorder(
     def loss_of_one(prediction, target):
         return loss.forward(prediction[None], target[None])
 
-    def class_losses(prediction):
+    def decided(prediction):
         def losses(target):
             return jax.vmap(lambda one: loss_of_one(one, target)[0])(prediction)
 
-        return jax.vmap(losses)(targets)
+        return jnp.argmin(jax.vmap(losses)(targets), axis=0)
 
     def backward_of_all(prediction):
         return loss.backward(loss_of_all(prediction)[1])
@@ -140,20 +143,19 @@ def make_recorder(
         values, derivatives = map(_units_first, (probed.values, probed.derivatives))
         fine_plane = _plane(corners, DECISION_CELLS).astype(points.dtype)
         predictions = whole.values[-1], fnn.predict(model, params, fine_plane)
-        losses = class_losses(jnp.concatenate(predictions))
-        decided = jnp.argmin(losses[:, : len(points)], axis=0)
+        decisions = decided(jnp.concatenate(predictions))
         layers = flat_layers(model, params)
         weights = _rows([layers[number][2] for number in weighted])
         grads = _rows([whole.grads[number] for number in weighted])
         rows_of_layers = [units[number + 1] for number in weighted]
         return Moment(
             loss_of_all(whole.values[-1])[0],
-            jnp.mean(decided == labels),
+            decisions[: len(points)] == labels.astype(int),
             quantized(values[:, :num_cells], units, jnp.int8),
             quantized(derivatives[:, :all_cells], units, jnp.int8),
-            quantized(values[:, all_cells:], units, jnp.int16),
-            quantized(derivatives[:, all_cells:], units, jnp.int16),
-            quantized(losses[:, len(points) :], [num_classes], jnp.int16),
+            values[:, all_cells:].astype(jnp.float32),
+            derivatives[:, all_cells:].astype(jnp.float32),
+            decisions[None, len(points) :].astype(jnp.uint8),
             quantized(weights, rows_of_layers, jnp.int16),
             quantized(grads, rows_of_layers, jnp.int8),
             _norms(whole.grads),
@@ -165,12 +167,15 @@ def make_recorder(
 
 def quantized(rows: jax.Array, group_sizes: Sequence[int], dtype: Any) -> Quantized:
     """Rows (rows, n), of which the first so many are a group, then the next, as integers."""
-    limits, is_finite = jnp.iinfo(dtype), jnp.isfinite(rows)
+    rows, limits = rows.astype(float), jnp.iinfo(dtype)
+    is_finite = jnp.isfinite(rows)
     groups = jnp.array([n for n, size in enumerate(group_sizes) for _ in range(size)], int)
     sizes = jnp.max(jnp.abs(jnp.where(is_finite, rows, 0)), axis=1)
     scales = jax.ops.segment_max(sizes, groups, len(group_sizes))
-    integers = jnp.round(rows / jnp.where(scales > 0, scales, 1)[groups, None] * limits.max)
-    return Quantized(jnp.where(is_finite, integers, limits.min).astype(dtype), scales)
+    parts = rows / jnp.where(scales > 0, scales, 1)[groups, None]
+    integers = jnp.round(jnp.sign(parts) * jnp.sqrt(jnp.abs(parts)) * limits.max)
+    integers = jnp.where(is_finite, integers, limits.min).astype(dtype)
+    return Quantized(integers, scales.astype(jnp.float32))
 
 
 def _plane(corners, cells):
@@ -190,13 +195,23 @@ def _rows(params_of_layers):
     """A row for each unit drawn: its row of W, filled up with zeros, and its b, or 0."""
     rows = [jnp.zeros((0, MOST_UNITS + 1))]
     for params in params_of_layers:
-        W = params["W"][:MOST_UNITS, :MOST_UNITS]
-        b = params["b"][:MOST_UNITS] if "b" in params else jnp.zeros(len(W))
+        W = params["W"][:MOST_UNITS, :MOST_UNITS].astype(float)
+        b = params["b"][:MOST_UNITS].astype(float) if "b" in params else jnp.zeros(len(W))
         rows.append(jnp.pad(W, ((0, 0), (0, MOST_UNITS + 1 - W.shape[1]))).at[:, -1].set(b))
     return jnp.concatenate(rows)
 
 
 def _norms(trees):
-    """The root of the sum of squares of each tree."""
-    squares = [sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)) for tree in trees]
-    return jnp.sqrt(jnp.stack([jnp.asarray(square, float) for square in squares]))
+    """The root of the sum of squares of each tree.
+
+    Each number is divided by the largest before it is squared. A gradient that vanishes to 1e-30 is
+    still seen, though its square is 0 in float32.
+    """
+    rows = [[jnp.ravel(leaf).astype(float) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    rows = [jnp.concatenate([jnp.zeros(1), *leaves]) for leaves in rows]
+    # In one array, because many small ones take several times as long to compile.
+    longest = max(map(len, rows))
+    numbers = jnp.stack([jnp.pad(row, (0, longest - len(row))) for row in rows])
+    largest = jnp.max(jnp.abs(numbers), axis=1, keepdims=True)
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit[:, 0] * jnp.sqrt(jnp.sum((numbers / unit) ** 2, axis=1))

@@ -60,6 +60,9 @@ function fitCanvas(canvas, width, height) {
   return context;
 }
 
+// Cells are counted from below, pixels from above.
+const pixelOfCell = (cell, cells) => (cells - 1 - Math.floor(cell / cells)) * cells + (cell % cells);
+
 // Draw a unit's map into a square.
 function drawMap(context, backward, unit, [left, top, side], palette) {
   const { cells } = page, scratch = document.createElement("canvas");
@@ -68,8 +71,7 @@ function drawMap(context, backward, unit, [left, top, side], palette) {
   const scale = scaleOfColumn(backward, state.moment, columnOfUnit[unit]);
   for (let cell = 0; cell < cells * cells; cell++) {
     const number = mapNumber(backward, state.moment, unit, cell, state.target);
-    const row = cells - 1 - Math.floor(cell / cells);
-    image.data.set([...palette(number, scale), 255], 4 * (row * cells + (cell % cells)));
+    image.data.set([...palette(number, scale), 255], 4 * pixelOfCell(cell, cells));
   }
   pixels.putImageData(image, 0, 0);
   context.imageSmoothingEnabled = true;
@@ -121,11 +123,11 @@ function drawNumber(context, unit, palette) {
   context.fillRect(left, top, side, side);
   context.font = "10.5px system-ui, sans-serif";
   context.textBaseline = "middle";
-  context.lineWidth = 4;
-  context.strokeStyle = color("--ground");
+  const text = format(number, 2), middle = top + side / 2;
+  context.fillStyle = color("--ground"); // a line that ends at the number would look like a minus
+  context.fillRect(left + side, middle - 7, context.measureText(text).width + 5, 14);
   context.fillStyle = color("--ink");
-  context.strokeText(format(number, 2), left + side + 3, top + side / 2 + 0.5);
-  context.fillText(format(number, 2), left + side + 3, top + side / 2 + 0.5);
+  context.fillText(text, left + side + 3, middle + 0.5);
 }
 
 function drawNetwork() {
@@ -141,7 +143,7 @@ function drawNetwork() {
     const square = squareOf(unit), isShown = !state.flow || state.flow.has(columnOfUnit[unit]);
     if (state.point && isShown) drawNumber(context, unit, palette);
     else drawMap(context, state.backward, unit, square, palette);
-    context.lineWidth = unit === state.unit ? 3 : 0.7;
+    context.lineWidth = unit !== state.unit ? 0.7 : state.kept ? 4 : 2;
     context.strokeStyle = color(unit === state.unit ? "--mark" : "--soft");
     context.strokeRect(square[0], square[1], square[2], square[2]);
   }

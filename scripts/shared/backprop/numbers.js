@@ -1,7 +1,7 @@
 // The numbers of the page, and functions to read them.
 
 const page = JSON.parse(document.getElementById("numbers").textContent);
-const TYPES = { int8: Int8Array, int16: Int16Array, float32: Float32Array };
+const TYPES = { uint8: Uint8Array, int8: Int8Array, int16: Int16Array, float32: Float32Array };
 const LIMITS = { int8: 127, int16: 32767 };
 
 // Columns know where their units start among all units, and, if they have a W, where its rows do.
@@ -26,23 +26,27 @@ async function inflate(text, type) {
 
 async function readNumbers() {
   for (const field of Object.values(page.numbers)) {
-    field.integers = await inflate(field.integers, field.type);
-    field.scales = await inflate(field.scales, "float32");
-    const [moments, rows, length] = field.shape;
-    Object.assign(field, { rows, length, groups: field.scales.length / moments });
+    field.data = await inflate(field.data, field.type);
+    if (field.scales) field.scales.data = await inflate(field.scales.data, "float32");
   }
 }
 
+function stored(field, moment, row, index) {
+  const [, rows, length] = field.shape;
+  return field.data[(moment * rows + row) * length + index];
+}
+
 function scaleOf(name, moment, group) {
-  const field = page.numbers[name];
-  return field.scales[moment * field.groups + group];
+  const { data, shape } = page.numbers[name].scales;
+  return data[moment * shape[1] + group];
 }
 
 // A number as it was, to 1/127 or 1/32767 of the largest in its group; NaN if it was not finite.
+// The class Quantized of moments.py says how it is stored.
 function read(name, moment, group, row, index) {
   const field = page.numbers[name], limit = LIMITS[field.type];
-  const integer = field.integers[(moment * field.rows + row) * field.length + index];
-  return integer < -limit ? NaN : (integer * scaleOf(name, moment, group)) / limit;
+  const part = stored(field, moment, row, index) / limit;
+  return part < -1 ? NaN : part * Math.abs(part) * scaleOf(name, moment, group);
 }
 
 // What a unit's map shows in a cell: its value, or the derivative of the loss for the class.
@@ -57,13 +61,13 @@ function mapNumber(backward, moment, unit, cell, target) {
 function pointNumber(backward, moment, unit, point, target) {
   if (point.example === undefined) return mapNumber(backward, moment, unit, point.cell, target);
   const name = backward ? "example_derivatives" : "example_values";
-  return read(name, moment, columnOfUnit[unit], unit, point.example);
+  return stored(page.numbers[name], moment, unit, point.example);
 }
 
 // W[i, j] of a layer or its derivative; b[i] with j = "b".
 function weight(backward, moment, column, i, j) {
   const name = backward ? "weight_grads" : "weights";
-  const index = j === "b" ? page.numbers[name].length - 1 : j;
+  const index = j === "b" ? page.numbers[name].shape[2] - 1 : j;
   return read(name, moment, column.group, column.firstRow + i, index);
 }
 
@@ -75,23 +79,8 @@ function placeOfCell(cell, cells) {
   ];
 }
 
-// The class whose loss is smallest, at x and y from 0 to 1 of the plane, between the cells' centres.
-function decide(moment, x, y) {
-  const cells = page.decisionCells, at = (t) => Math.min(Math.max(t * cells - 0.5, 0), cells - 1);
-  const column = Math.min(Math.floor(at(x)), cells - 2), row = Math.min(Math.floor(at(y)), cells - 2);
-  const right = at(x) - column, up = at(y) - row;
-  let best = 0, smallest = Infinity;
-  for (let target = 0; target < page.classes.length; target++) {
-    const loss = (i, j) => read("class_losses", moment, 0, target, (row + i) * cells + column + j);
-    const low = loss(0, 0) * (1 - right) + loss(0, 1) * right;
-    const value = low * (1 - up) + (loss(1, 0) * (1 - right) + loss(1, 1) * right) * up;
-    if (value < smallest) [best, smallest] = [target, value];
-  }
-  return best;
-}
-
 function format(number, digits = 3) {
-  if (number === null || Number.isNaN(number)) return "not finite";
+  if (!Number.isFinite(number)) return "not finite";
   const size = Math.abs(number);
   const text = size !== 0 && (size < 1e-3 || size >= 1e5)
     ? number.toExponential(digits - 1)

@@ -8,6 +8,7 @@ const state = {
   point: null, // {example} or {cell}
   column: 1, // the layer that is described
   unit: null,
+  kept: false, // whether a click keeps column and unit while the pointer goes elsewhere
   flow: null, // the columns that the numbers of the point have reached, or null: all
 };
 const element = (id) => document.getElementById(id);
@@ -64,9 +65,11 @@ function drawLabels() {
   element("moment").setAttribute("aria-valuetext", describeMoment());
   element("epoch").textContent = describeMoment();
   const accuracy = `${(100 * page.accuracies[state.moment]).toFixed(1)} %`;
+  const drawn = page.points.length;
   element("classes").innerHTML = page.classes.map((name, label) =>
-    `<b style="color:${classColor(label)}">${"●■▲"[label % 3]}</b> ${safe(name)}`).join(" &nbsp;") +
-    " &nbsp;✕ wrong &nbsp;Large: examples";
+    `<b style="color:${classColor(label)}">${SHAPES[shapeOf(label)]}</b> ${safe(name)}`).join(" &nbsp;") +
+    " &nbsp;✕ wrong &nbsp;Large: examples" +
+    (drawn < page.numPoints ? `. Drawn are the first ${drawn} of ${page.numPoints} points.` : "");
   element("plane-text").textContent = `${accuracy} of the training points are right. ${describePoint()}`;
   planeCanvas.setAttribute("aria-label", `The plane of the inputs. ${element("plane-text").textContent}`);
   unitsCanvas.setAttribute("aria-label",
@@ -89,9 +92,11 @@ function drawLayer() {
     `Between the two passes over all ${page.numPoints} points it keeps ${kept.join("; ") || "nothing"}.`;
   const at = (norms) => format(norms[state.moment], 2);
   const faint = others.filter((other) => other !== column)
-    .map((other) => ({ values: other.dx_norms, stroke: "var(--line)" }));
-  const label = `Norm of dx, now ${at(column.dx_norms)} (solid; other layers grey), and of grads, ` +
-    `now ${at(column.grads_norms)} (dashed), over the epochs`;
+    .map((other) => ({ values: other.dx_norms, stroke: "var(--soft)" }));
+  const hasGrads = column.grads_norms.some((norm) => norm !== 0);
+  const label = `Norm of dx, now ${at(column.dx_norms)} (solid; other layers grey)` +
+    (hasGrads ? `, and of grads, now ${at(column.grads_norms)} (dashed)` : "") +
+    ", by the loss of all training points";
   element("norms").innerHTML = curves([
     ...faint,
     { values: column.grads_norms, stroke: "var(--positive)", dashed: true, wide: true },
@@ -99,16 +104,19 @@ function drawLayer() {
   ], label) + `<p id="norm-text">${label}.</p>`;
 }
 
+const term = (number) => (number < 0 ? `(${format(number)})` : format(number));
+
 // A sum of products, the largest ones first, as text.
 function sumOfProducts(pairs, hidden) {
   const sorted = [...pairs].sort((a, b) => Math.abs(b[0] * b[1]) - Math.abs(a[0] * a[1]));
-  const few = sorted.slice(0, 4).map(([a, b]) => `(${format(a)} · ${format(b)})`).join(" + ");
+  const few = sorted.slice(0, 4).map(([a, b]) => `${term(a)} · ${term(b)}`).join(" + ");
   const rest = sorted.slice(4).reduce((sum, [a, b]) => sum + a * b, 0);
-  const more = sorted.length > 4 ? ` + ${format(rest)} from ${sorted.length - 4} others` : "";
+  const more = sorted.length > 4 ? ` + ${term(rest)} from ${sorted.length - 4} others` : "";
   return few + more + (hidden ? ` + what ${hidden} units add that are not drawn` : "");
 }
 
-// How a unit's value comes from the column before, and its derivative from the column after.
+// How a unit's value comes from the column before, and its derivative from the column after. Sums
+// are written out for Linear alone: another layer, or another backward, may not be that sum.
 function workedLines(unit) {
   const column = page.columns[columnOfUnit[unit]], number = unit - column.start;
   const before = page.columns[column.index - 1], after = page.columns[column.index + 1];
@@ -117,27 +125,31 @@ function workedLines(unit) {
   const value = `${equals} ${format(at(false, unit), 4)}`;
   const derivative = `${equals} ${format(at(true, unit), 4)}`;
   const range = (other) => Array.from({ length: other.shown }, (_, index) => index);
-  let forward = `x[${number}] ${value}`, backward = `dy[${number}] ${derivative}, from the loss`;
-  if (column.weights) {
+  let forward = `${before ? "y" : "x"}[${number}] ${value}`, backward = `dy[${number}] ${derivative}, from the loss`;
+  if (column.isLinear) {
     const pairs = range(before).map((j) =>
       [weight(false, state.moment, column, number, j), at(false, before.start + j)]);
     const sum = sumOfProducts(pairs, before.width - before.shown);
-    const b = format(weight(false, state.moment, column, number, "b"));
+    const b = term(weight(false, state.moment, column, number, "b"));
     forward = `y[${number}] = sum over j of W[${number}, j] x[j], + b[${number}] = ${sum} + ${b} ${value}`;
-  } else if (before?.width === column.width) {
-    forward = `y[${number}] ${value}, from x[${number}] ${equals} ${format(at(false, before.start + number), 4)}`;
+  } else if (before?.width === column.width && !column.weights) {
+    forward += `, where x[${number}] ${equals} ${format(at(false, before.start + number), 4)}`;
   }
-  if (after?.weights) {
+  if (after?.isLinear) {
     const pairs = range(after).map((i) =>
       [at(true, after.start + i), weight(false, state.moment, after, i, number)]);
     const sum = sumOfProducts(pairs, after.width - after.shown);
     backward = `dx[${number}] = sum over i of dy[i] W[i, ${number}] = ${sum} ${derivative}`;
-  } else if (after?.width === column.width) {
-    const dy = at(true, after.start + number), slope = at(true, unit) / dy;
-    backward = `dx[${number}] ${derivative}, from dy[${number}] ${equals} ${format(dy, 4)}` +
-      (dy ? `: a slope of ${format(slope)}` : "");
-  } else if (after) backward = `dx[${number}] ${derivative}`;
-  return [[titleOf(column), forward], [after ? layerOf(after) : "loss", backward]];
+  } else if (after) {
+    backward = `dx[${number}] ${derivative}`;
+    if (after.width === column.width && !after.weights) {
+      const dy = at(true, after.start + number), ratio = at(true, unit) / dy;
+      backward += `, where dy[${number}] ${equals} ${format(dy, 4)}`;
+      // Of a place of the plane both numbers are too coarse to be divided.
+      if (dy && state.point.example !== undefined) backward += `: ${format(ratio)} times as much`;
+    }
+  }
+  return [[`Forward, ${titleOf(column)}`, forward], [`Backward, ${after ? layerOf(after) : "the loss"}`, backward]];
 }
 
 function drawUnit() {
@@ -197,8 +209,9 @@ function play() {
     if (state.moment === page.epochs.length - 1) play();
     else change({ moment: state.moment + 1 });
   }, 220);
-  element("play").textContent = playing ? "⏸" : "▶";
+  element("play").textContent = playing ? "❚❚" : "▶";
   element("play").setAttribute("aria-label", playing ? "pause" : "play the training");
+  element("worked").setAttribute("aria-live", playing ? "off" : "polite"); // not at every epoch
 }
 
 // Let the numbers of a point run through the columns, and the derivatives back.
@@ -224,6 +237,11 @@ function choose(point) {
   }, 170);
 }
 
+function turn(backward) {
+  clearInterval(flowing); // which would turn it again
+  change({ backward, flow: null });
+}
+
 function chooseNext(by) {
   const count = page.examples.length, now = state.point?.example ?? (by > 0 ? -1 : 0);
   choose({ example: (now + by + count) % count });
@@ -232,22 +250,42 @@ function chooseNext(by) {
 function moveUnit(columns, units) {
   const unit = state.unit ?? page.columns[state.column].start, column = page.columns[columnOfUnit[unit]];
   const index = Math.min(Math.max(column.index + columns, 0), page.columns.length - 1);
-  const next = page.columns[index], row = unit - column.start + units;
+  const next = page.columns[index], row = unit - column.start + units, scroll = element("scroll");
+  const least = (index + 1) * pitch - scroll.clientWidth; // from here its right side can be seen
+  scroll.scrollLeft = Math.min(Math.max(scroll.scrollLeft, least), index * pitch);
   change({ unit: next.start + Math.min(Math.max(row, 0), next.shown - 1), column: index });
+}
+
+// Choose the cell beside the chosen point, or beside the middle of the plane.
+function moveCell(columns, rows) {
+  const { cells } = page, [[left, bottom], [right, top]] = page.corners;
+  const [x, y] = state.point ? placeOfPoint() : [(left + right) / 2, (bottom + top) / 2];
+  const within = (number) => Math.min(Math.max(Math.floor(number), 0), cells - 1);
+  const column = within((cells * (x - left)) / (right - left) + columns);
+  const row = within((cells * (y - bottom)) / (top - bottom) - rows);
+  clearInterval(flowing);
+  change({ point: { cell: row * cells + column }, flow: null });
+}
+
+function letGo() {
+  state.kept = false;
+  choose(null);
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 function onKey(event) {
   const { key, target } = event;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (target === element("target") && key !== "Escape") return; // letters choose a class there
   if (target === unitsCanvas && ARROWS[key]) moveUnit(...ARROWS[key]);
-  else if (key === " " && !["BUTTON", "SUMMARY", "INPUT", "SELECT"].includes(target.tagName)) play();
+  else if (target === planeCanvas && ARROWS[key]) moveCell(...ARROWS[key]);
+  else if (key === " " && !target.matches("button, summary, [type=checkbox]")) play();
   else if (key === ",") change({ moment: Math.max(state.moment - 1, 0) });
   else if (key === ".") change({ moment: Math.min(state.moment + 1, page.epochs.length - 1) });
-  else if (key === "f") change({ backward: false });
-  else if (key === "b") change({ backward: true });
+  else if (key === "f") turn(false);
+  else if (key === "b") turn(true);
   else if (key === "e") chooseNext(1);
-  else if (key === "Escape") choose(null);
+  else if (key === "Escape") letGo();
   else return;
   event.preventDefault();
 }
@@ -255,7 +293,10 @@ function onKey(event) {
 // A link such as backprop.html#epoch=20&backward&example=3 opens the page there.
 function readLink() {
   const link = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(link.get(name));
-  const changes = { backward: link.has("backward"), shared: link.has("shared") };
+  clearInterval(flowing);
+  const changes = { target: 0, point: null, column: 1, unit: null, kept: false, flow: null };
+  changes.backward = link.has("backward");
+  changes.shared = link.has("shared");
   const latest = page.epochs.filter((epoch) => epoch <= number("epoch")).length - 1;
   changes.moment = link.has("epoch") ? Math.max(latest, 0) : page.epochs.length - 1;
   if (page.classes[number("class")]) changes.target = number("class");
@@ -274,7 +315,11 @@ async function start() {
     const button = element("names").children[index];
     button.textContent = index ? `${column.place} ${column.name}` : "x";
     for (const kind of ["click", "focus", "pointerenter"]) {
-      button.addEventListener(kind, () => change({ column: index, unit: null }));
+      button.addEventListener(kind, () => {
+        if (kind === "pointerenter" && state.kept) return;
+        const isKept = state.kept && state.column === index && state.unit === null;
+        change({ column: index, unit: null, kept: kind === "click" && !isKept });
+      });
     }
   });
   element("target").innerHTML = page.classes.map((_, index) => `<option value="${index}">`).join("");
@@ -282,19 +327,22 @@ async function start() {
   element("target").addEventListener("change", () => change({ target: Number(element("target").value) }));
   element("moment").max = page.epochs.length - 1;
   element("moment").addEventListener("input", () => change({ moment: Number(element("moment").value) }));
-  element("forward").addEventListener("click", () => change({ backward: false }));
-  element("backward").addEventListener("click", () => change({ backward: true }));
+  element("forward").addEventListener("click", () => turn(false));
+  element("backward").addEventListener("click", () => turn(true));
   element("shared").addEventListener("change", () => change({ shared: element("shared").checked }));
   element("play").addEventListener("click", play);
   element("previous").addEventListener("click", () => chooseNext(-1));
   element("next").addEventListener("click", () => chooseNext(1));
   element("clear").addEventListener("click", () => choose(null));
-  for (const kind of ["pointermove", "click"]) {
-    unitsCanvas.addEventListener(kind, (event) => {
-      const unit = unitAt(event.offsetX, event.offsetY);
-      if (unit !== null && unit !== state.unit) change({ unit, column: columnOfUnit[unit] });
-    });
-  }
+  unitsCanvas.addEventListener("pointermove", (event) => {
+    const unit = unitAt(event.offsetX, event.offsetY);
+    if (unit !== null && unit !== state.unit && !state.kept) change({ unit, column: columnOfUnit[unit] });
+  });
+  unitsCanvas.addEventListener("click", (event) => {
+    const unit = unitAt(event.offsetX, event.offsetY);
+    if (unit === null) return;
+    change({ unit, column: columnOfUnit[unit], kept: !(state.kept && unit === state.unit) });
+  });
   planeCanvas.addEventListener("click", (event) => choose(pointAt(event.offsetX, event.offsetY)));
   document.addEventListener("keydown", onKey);
   for (const query of ["(prefers-color-scheme: dark)", "print"]) {
@@ -305,7 +353,7 @@ async function start() {
   addEventListener("hashchange", readLink);
   element("precision").textContent =
     `Maps have ${page.cells} by ${page.cells} cells and are exact to 1/127 of the largest number of ` +
-    "their column; the numbers of training examples and the weights to 1/32767.";
+    "their column, the weights to 1/32767. The numbers of training examples are those of the network.";
   readLink();
 }
 

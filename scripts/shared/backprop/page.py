@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import functools
 import html
 import inspect
 import json
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from shared.backprop.moments import (
     DECISION_CELLS,
     MOST_UNITS,
-    Moment,
+    Quantized,
     both_passes,
     flat_layers,
     make_recorder,
@@ -29,7 +30,11 @@ import fnn
 MOST_MOMENTS, MOST_KEPT = 64, 10**8  # MOST_KEPT: numbers in the params of all epochs to keep
 MOST_CELLS, FEWEST_CELLS = 16, 4  # along each side of a unit's map
 MOST_EXAMPLES, MOST_POINTS = 16, 400
-MOST_BYTES = 3_200_000  # of all numbers; compressed, and written as text, they take less
+MOST_BYTES = 2_600_000  # of all numbers. Compressed, and written as text, they take about as many.
+PACKED = [
+    "values", "derivatives", "example_values", "example_derivatives", "decisions", "weights",
+    "weight_grads",
+]  # fmt: skip
 SCRIPTS = ["numbers.js", "network.js", "plots.js", "page.js"]
 
 
@@ -62,7 +67,8 @@ def page(
     Args:
         model: maps 2 features to those that the loss takes, such as a Sequential of Linear and
             activations, each of which is a column of the page. Of a column of more than 25 units
-            the first 25 are drawn. The model runs without a key.
+            the first 25 are drawn. A "W" (dim_out, dim_in) in a layer's params is drawn as lines.
+            The model runs without a key.
         params_by_epoch: the params after each of some epochs; see epochs_to_keep. If there are more
             than the page has room for, it shows some of them.
         points: (n, 2), what the model is trained on.
@@ -74,12 +80,13 @@ def page(
         corners: the lower left and the upper right one of the plane that is shown.
 
     Raises:
-        ValueError: points, labels or class_names do not fit together; there are no params; a
-            layer's y is not (..., features); what the model and the loss raise.
+        ValueError: points, labels, class_names or corners do not fit together; there are no params
+            or no layers; a layer's y is not (..., features); what the model and the loss raise.
     """
     points, labels = jax.device_get((jnp.asarray(points), jnp.asarray(labels)))
+    corners = [[*map(float, corner)] for corner in corners]
     loss = fnn.MSELoss() if loss is None else loss
-    _check_points(points, labels)
+    _check_points(points, labels, corners)
     if not params_by_epoch:
         raise ValueError("page: expected the params of an epoch, got none")
     epochs = sorted(params_by_epoch)
@@ -88,15 +95,17 @@ def page(
         prediction = jax.eval_shape(lambda *inputs: model.forward(*inputs)[0], first_params, points)
         classes = range(prediction.shape[-1])
         targets = jnp.array([[a == b for b in classes] for a in classes], points.dtype)
-    targets = jax.device_get(targets)
+    targets = jax.device_get(jnp.asarray(targets))
     names = [f"class {number}" for number in range(len(targets))]
-    names = names if class_names is None else [*class_names]
+    names = names if class_names is None else [str(name) for name in class_names]
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(targets) == len(names):
         raise ValueError(
             f"page: expected labels below the number of targets, and as many class names, got "
             f"labels {labels.min()} to {labels.max()}, {len(targets)} targets, {len(names)} names"
         )
     columns = _columns(model, loss, first_params, points, targets[labels])
+    if len(columns) == 1:
+        raise ValueError(f"page: expected a model with a layer, got {model}")
     shown = [column["shown"] for column in columns]
     weighted = [number for number, column in enumerate(columns[1:]) if column["weights"]]
     num_weights = sum(shown[number] * shown[number + 1] for number in weighted)
@@ -116,6 +125,7 @@ def page(
         corners,
     )
     moments = [jax.device_get(record(params_by_epoch[epoch])) for epoch in epochs]
+    is_right = [moment.is_right.tolist() for moment in moments]
     for number, column in enumerate(columns[1:]):
         for norms in ("dx_norms", "grads_norms"):
             column[norms] = [_number(getattr(moment, norms)[number]) for moment in moments]
@@ -124,20 +134,19 @@ def page(
         "title": title,
         "epochs": epochs,
         "losses": [_number(moment.loss) for moment in moments],
-        "accuracies": [_number(moment.accuracy) for moment in moments],
+        "accuracies": [_number(sum(each) / len(each)) for each in is_right],
         "columns": columns,
         "corners": corners,
         "classes": names,
         "points": places,
         "numPoints": len(points),
         "labels": labels[:MOST_POINTS].tolist(),
+        "wrong": [[n for n, yes in enumerate(each[:MOST_POINTS]) if not yes] for each in is_right],
         "examples": examples,
         "cells": cells,
         "decisionCells": DECISION_CELLS,
         "numbers": {
-            field: _packed([getattr(moment, field) for moment in moments])
-            for field in Moment._fields
-            if isinstance(getattr(moments[0], field), tuple)
+            field: _packed([getattr(moment, field) for moment in moments]) for field in PACKED
         },
     }
     folder = pathlib.Path(__file__).parent
@@ -153,12 +162,15 @@ def page(
     return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
 
 
-def _check_points(points, labels):
+def _check_points(points, labels, corners):
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"page: expected points of shape (n, 2), got {points.shape}")
     if labels.shape != points.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         found = f"{labels.dtype} of shape {labels.shape}"
         raise ValueError(f"page: expected an integer label for each point, got {found}")
+    (left, bottom), (right, top) = corners
+    if not (left < right and bottom < top):
+        raise ValueError(f"page: expected a lower left and an upper right corner, got {corners}")
 
 
 def _spread(last, most):
@@ -169,10 +181,10 @@ def _spread(last, most):
 def _sizes(num_units, num_weights, num_classes, num_moments):
     """How many moments, examples, and cells along each side of a map there is room for."""
     maps = num_units * (1 + num_classes)  # a byte for each cell
-    pairs = 4 * num_units  # of bytes, for each example: a value and a derivative
+    pairs = 8 * num_units  # bytes for each example: a value and a derivative
     smallest = maps * FEWEST_CELLS**2 + pairs + 3 * num_weights
     num_moments = min(num_moments, MOST_MOMENTS, max(2, MOST_BYTES // smallest))
-    num_examples = min(max(MOST_BYTES // 8 // (pairs * num_moments), 1), MOST_EXAMPLES)
+    num_examples = min(max(MOST_BYTES // 5 // (pairs * num_moments), 1), MOST_EXAMPLES)
     room = MOST_BYTES // num_moments - pairs * num_examples - 3 * num_weights
     cells = math.isqrt(max(room, 0) // maps)
     return num_moments, num_examples, min(max(cells, FEWEST_CELLS), MOST_CELLS)
@@ -201,19 +213,28 @@ def _columns(model, loss, params, points, target):
                     f"page: expected y of shape (..., features) from layer {place}, {layer.name}, "
                     f"got {y.shape} for x {x.shape}"
                 )
-            W = its_params.get("W") if isinstance(its_params, dict) else None
             formula, code = _formula_and_code(layer)
             kept = jax.tree.leaves(passes.residuals[number])
             columns.append({
                 "name": layer.name, "place": place,
                 "width": y.shape[1], "shown": min(y.shape[1], MOST_UNITS),
-                "weights": W is not None and W.shape == (y.shape[1], x.shape[1]),
+                "weights": _has_weights(its_params, y.shape[1], x.shape[1]),
+                # _replace forgets the kind: another forward or backward need not be Linear's.
+                "isLinear": layer.settings.get("kind") == "Linear",
                 "formula": formula, "code": code,
                 "keeps": [_kept(array, x, y) for array in kept],
             })  # fmt: skip
 
     jax.eval_shape(run, params, points)
     return columns
+
+
+def _has_weights(params, dim_out, dim_in):
+    """Whether params have a W (dim_out, dim_in), and a b (dim_out,) if they have one."""
+    if not isinstance(params, dict):
+        return False
+    shapes = {name: getattr(array, "shape", None) for name, array in params.items()}
+    return shapes.get("W") == (dim_out, dim_in) and shapes.get("b", (dim_out,)) == (dim_out,)
 
 
 def _kept(array, x, y):
@@ -227,7 +248,10 @@ def _formula_and_code(layer):
 
     Either is "" where it cannot be found.
     """
-    backward, name = inspect.unwrap(layer.backward), layer.name.partition("(")[0]
+    backward, name = layer.backward, layer.name.partition("(")[0]
+    while isinstance(backward, functools.partial):
+        backward = backward.func
+    backward = inspect.unwrap(backward)
     in_frame = getattr(backward, "__module__", "") == "fnn.layers._frame"  # which calls the layer's
     constructor = getattr(fnn, name, None) if in_frame else None
     if getattr(backward, "__qualname__", "").startswith(f"{name}.<locals>"):
@@ -252,22 +276,17 @@ def _code_in_constructor(source):
     return textwrap.dedent("\n".join(lines))
 
 
-def _packed(rows):
-    """Quantized rows, one set for each moment, as JSON: text of compressed integers, and scales."""
-    integers = b"".join(quantized.integers.tobytes() for quantized in rows)
-    scales = b"".join(quantized.scales.astype(jnp.float32).tobytes() for quantized in rows)
-    shape = [len(rows), *rows[0].integers.shape]
-    return {
-        "type": str(rows[0].integers.dtype),
-        "shape": shape,
-        "integers": _text(integers),
-        "scales": _text(scales),
-    }
+def _packed(arrays):
+    """Arrays, or Quantized ones, of which there is one for each moment, as JSON.
 
-
-def _text(data):
-    """Bytes, compressed by zlib, in base64."""
-    return base64.b64encode(zlib.compress(data)).decode()
+    The numbers are compressed by zlib and written in base64.
+    """
+    if isinstance(arrays[0], Quantized):
+        integers, scales = zip(*arrays, strict=True)
+        return _packed(integers) | {"scales": _packed(scales)}
+    data = b"".join(array.tobytes() for array in arrays)
+    text = base64.b64encode(zlib.compress(data)).decode()
+    return {"type": str(arrays[0].dtype), "shape": [len(arrays), *arrays[0].shape], "data": text}
 
 
 def _number(value):

@@ -1,7 +1,7 @@
 // The plane with its decisions and points, and curves over the epochs.
 
 const planeCanvas = document.getElementById("plane");
-const PLANE_CELLS = 72, REACH = 12; // REACH: pixels from an example in which a click means it
+const REACH = 12; // REACH: pixels from an example in which a click means it
 
 function classColor(label) {
   const colors = color("--classes").split(" ");
@@ -14,15 +14,14 @@ function planePixel([x, y], side) {
   return [((x - left) / (right - left)) * side, (1 - (y - bottom) / (top - bottom)) * side];
 }
 
-function partOfPlane(point) {
-  const [x, y] = planePixel(point, 1);
-  return [x, 1 - y];
-}
+// Colours come again after as many classes as there are; the shapes are shifted then.
+const SHAPES = "●■▲";
+const shapeOf = (label) => (label + Math.floor(label / color("--classes").split(" ").length)) % 3;
 
 function drawMark(context, label, x, y, size) {
   context.beginPath();
-  if (label % 3 === 0) context.arc(x, y, size, 0, 2 * Math.PI);
-  else if (label % 3 === 1) context.rect(x - size, y - size, 2 * size, 2 * size);
+  if (shapeOf(label) === 0) context.arc(x, y, size, 0, 2 * Math.PI);
+  else if (shapeOf(label) === 1) context.rect(x - size, y - size, 2 * size, 2 * size);
   else {
     context.moveTo(x, y - size * 1.3);
     context.lineTo(x + size * 1.2, y + size);
@@ -35,15 +34,14 @@ function drawMark(context, label, x, y, size) {
 function drawPlane() {
   const side = planeCanvas.clientWidth, context = fitCanvas(planeCanvas, side, side);
   const scratch = document.createElement("canvas");
-  scratch.width = scratch.height = PLANE_CELLS;
-  const pixels = scratch.getContext("2d"), image = pixels.createImageData(PLANE_CELLS, PLANE_CELLS);
+  const cells = page.decisionCells, { decisions } = page.numbers;
+  scratch.width = scratch.height = cells;
+  const pixels = scratch.getContext("2d"), image = pixels.createImageData(cells, cells);
   const ground = channels(color("--ground")), tints = page.classes.map((_, label) =>
-    channels(classColor(label)).map((part, index) => 0.32 * part + 0.68 * ground[index]));
-  for (let row = 0; row < PLANE_CELLS; row++) {
-    for (let column = 0; column < PLANE_CELLS; column++) {
-      const at = [(column + 0.5) / PLANE_CELLS, 1 - (row + 0.5) / PLANE_CELLS];
-      image.data.set([...tints[decide(state.moment, ...at)], 255], 4 * (row * PLANE_CELLS + column));
-    }
+    channels(classColor(label)).map((part, index) => 0.2 * part + 0.8 * ground[index]));
+  for (let cell = 0; cell < cells * cells; cell++) {
+    const tint = tints[stored(decisions, state.moment, 0, cell)];
+    image.data.set([...tint, 255], 4 * pixelOfCell(cell, cells));
   }
   pixels.putImageData(image, 0, 0);
   context.drawImage(scratch, 0, 0, side, side);
@@ -56,7 +54,7 @@ function drawPlane() {
     context.strokeStyle = color("--mark");
     context.lineWidth = 1.6;
     if (isExample) context.stroke();
-    if (decide(state.moment, ...partOfPlane(point)) !== label) {
+    if (page.wrong[state.moment].includes(number)) {
       context.beginPath();
       context.moveTo(x - 5, y - 5);
       context.lineTo(x + 5, y + 5);
