@@ -137,7 +137,7 @@ def test_examples_have_the_values_and_derivatives_of_their_class(numbers, params
     derivatives = read(numbers["numbers"]["example_derivatives"])
     for moment, params in enumerate(params_by_epoch.values()):
         expected_values, expected = by_grad(params, POINTS[chosen], ONE_HOT[chosen])
-        assert jnp.allclose(values[moment], expected_values, rtol=1e-5, atol=1e-6)
+        assert jnp.allclose(values[moment], expected_values, rtol=1.3e-4, atol=1e-6)  # four digits
         assert jnp.allclose(derivatives[moment], expected, rtol=1e-5, atol=1e-7)
 
 
@@ -165,13 +165,12 @@ def test_weights_and_gradients_are_those_of_the_training_points(numbers, params_
         accuracy = fnn.accuracy(fnn.predict(MODEL, params, POINTS), LABELS)
         assert numbers["accuracies"][moment] == pytest.approx(accuracy.item(), rel=1e-4)
         *layers, _ = fnn.trace(MODEL, fnn.MSELoss(), params, POINTS, ONE_HOT)
-        for column, layer in zip(numbers["columns"][1:], layers, strict=True):
+        norms = numbers["dxNorms"][moment], numbers["gradsNorms"][moment]
+        for dx_norm, grads_norm, layer in zip(*norms, layers, strict=True):
             dx = jnp.linalg.norm(layer.dx)
             squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(layer.grads))
-            assert column["dx_norms"][moment] == pytest.approx(dx.item(), rel=1e-4)
-            assert column["grads_norms"][moment] == pytest.approx(
-                jnp.sqrt(squares).item(), rel=1e-4
-            )
+            assert dx_norm == pytest.approx(dx.item(), rel=1e-4)
+            assert grads_norm == pytest.approx(jnp.sqrt(squares).item(), rel=1e-4)
 
 
 def test_decisions_are_those_of_the_smallest_loss(numbers, params_by_epoch):
@@ -309,7 +308,7 @@ def test_numbers_far_smaller_than_the_largest_are_kept():
     model = fnn.Sequential(fnn.Tanh(), fnn.Linear(2, 2))
     params = ((), {"W": jnp.array([[1e-20, 1e-24], [0, 0]]), "b": jnp.zeros(2)})
     numbers = numbers_of(page(model, {0: params}, POINTS, LABELS))
-    assert 1e-22 < numbers["columns"][1]["dx_norms"][0] < 1e-19
+    assert 1e-22 < numbers["dxNorms"][0][0] < 1e-19
     weights, _ = unpacked(numbers, "weights")
     assert jnp.allclose(weights[0, 0, :2], params[1]["W"][0], rtol=0.01, atol=0)
 

@@ -153,8 +153,8 @@ def make_recorder(
             decisions[: len(points)] == labels.astype(int),
             quantized(values[:, :num_cells], units, jnp.int8),
             quantized(derivatives[:, :all_cells], units, jnp.int8),
-            values[:, all_cells:].astype(jnp.float32),
-            derivatives[:, all_cells:].astype(jnp.float32),
+            _four_digits(values[:, all_cells:]),
+            _four_digits(derivatives[:, all_cells:]),
             decisions[None, len(points) :].astype(jnp.uint8),
             quantized(weights, rows_of_layers, jnp.int16),
             quantized(grads, rows_of_layers, jnp.int8),
@@ -176,6 +176,11 @@ def quantized(rows: jax.Array, group_sizes: Sequence[int], dtype: Any) -> Quanti
     integers = jnp.round(jnp.sign(parts) * jnp.sqrt(jnp.abs(parts)) * limits.max)
     integers = jnp.where(is_finite, integers, limits.min).astype(dtype)
     return Quantized(integers, scales.astype(jnp.float32))
+
+
+def _four_digits(numbers):
+    """In float32 with 12 bits of the mantissa: the others are 0, which can be compressed."""
+    return jax.lax.reduce_precision(numbers.astype(jnp.float32), exponent_bits=8, mantissa_bits=12)
 
 
 def _plane(corners, cells):

@@ -51,6 +51,13 @@ function scaleOfColumn(backward, moment, index) {
   return Math.max(...page.columns.map((column) => scaleOf(name, moment, column.index)));
 }
 
+// The size of the widest line of a layer with weights.
+function scaleOfLines(column) {
+  const name = state.backward ? "weight_grads" : "weights";
+  const groups = page.columns.filter((other) => other.weights && (state.shared || other === column));
+  return Math.max(...groups.map((other) => scaleOf(name, state.moment, other.group)));
+}
+
 function fitCanvas(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);
@@ -79,7 +86,7 @@ function drawMap(context, backward, unit, [left, top, side], palette) {
 }
 
 function drawEdges(context, column, palette) {
-  const before = page.columns[column.index - 1], name = state.backward ? "weight_grads" : "weights";
+  const before = page.columns[column.index - 1];
   const middle = (unit) => {
     const [left, top, side] = squareOf(unit);
     return [left, left + side, top + side / 2];
@@ -99,7 +106,7 @@ function drawEdges(context, column, palette) {
     }
     return;
   }
-  const scale = scaleOf(name, state.moment, column.group);
+  const scale = scaleOfLines(column);
   for (let i = 0; i < column.shown; i++) {
     for (let j = 0; j < before.shown; j++) {
       const from = before.start + j, to = column.start + i;

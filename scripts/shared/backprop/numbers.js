@@ -16,6 +16,10 @@ page.columns.forEach((column, index) => {
     rowCount += column.shown;
   }
 });
+page.columns.slice(1).forEach((column, index) => {
+  column.dxNorms = page.dxNorms.map((norms) => norms[index]);
+  column.gradsNorms = page.gradsNorms.map((norms) => norms[index]);
+});
 const columnOfUnit = page.columns.flatMap((column) => Array(column.shown).fill(column.index));
 
 async function inflate(text, type) {

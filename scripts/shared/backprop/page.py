@@ -1,15 +1,11 @@
 """A page that plays a training back, and shows the backward pass as well as the forward one."""
 
-import ast
 import base64
-import functools
 import html
-import inspect
 import json
 import math
 import pathlib
 import re
-import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,18 +20,20 @@ from shared.backprop.moments import (
     flat_layers,
     make_recorder,
 )
+from shared.backprop.sources import formula_and_code
 
 import fnn
 
 MOST_MOMENTS, MOST_KEPT = 64, 10**8  # MOST_KEPT: numbers in the params of all epochs to keep
 MOST_CELLS, FEWEST_CELLS = 16, 4  # along each side of a unit's map
 MOST_EXAMPLES, MOST_POINTS = 16, 400
-MOST_BYTES = 2_600_000  # of all numbers. Compressed, and written as text, they take about as many.
+MOST_BYTES = 2_700_000  # of all numbers; compressed, and written as text, they take less
+MOST_LETTERS = 3_000_000  # of a page
 PACKED = [
     "values", "derivatives", "example_values", "example_derivatives", "decisions", "weights",
     "weight_grads",
 ]  # fmt: skip
-SCRIPTS = ["numbers.js", "network.js", "plots.js", "page.js"]
+SCRIPTS = ["numbers.js", "network.js", "plots.js", "panels.js", "page.js"]
 
 
 def epochs_to_keep(num_epochs: int, num_params: int) -> list[int]:
@@ -113,49 +111,53 @@ def page(
     if num_moments < len(epochs):
         epochs = [epochs[index] for index in _spread(len(epochs) - 1, num_moments)]
     examples = _choose_examples(labels[:MOST_POINTS].tolist(), num_examples)
-    record = make_recorder(
-        model,
-        loss,
-        points,
-        labels,
-        targets,
-        weighted,
-        jax.device_get(jnp.array(examples)),
-        cells,
-        corners,
-    )
-    moments = [jax.device_get(record(params_by_epoch[epoch])) for epoch in epochs]
-    is_right = [moment.is_right.tolist() for moment in moments]
-    for number, column in enumerate(columns[1:]):
-        for norms in ("dx_norms", "grads_norms"):
-            column[norms] = [_number(getattr(moment, norms)[number]) for moment in moments]
-    places = [[*map(_number, point)] for point in points[:MOST_POINTS].tolist()]
-    numbers = {
+    chosen = jax.device_get(jnp.array(examples))
+    facts = {
         "title": title,
         "epochs": epochs,
-        "losses": [_number(moment.loss) for moment in moments],
-        "accuracies": [_number(sum(each) / len(each)) for each in is_right],
         "columns": columns,
         "corners": corners,
         "classes": names,
-        "points": places,
+        "points": [[*map(_number, point)] for point in points[:MOST_POINTS].tolist()],
         "numPoints": len(points),
         "labels": labels[:MOST_POINTS].tolist(),
-        "wrong": [[n for n, yes in enumerate(each[:MOST_POINTS]) if not yes] for each in is_right],
         "examples": examples,
-        "cells": cells,
         "decisionCells": DECISION_CELLS,
+    }
+    while True:
+        record = make_recorder(
+            model, loss, points, labels, targets, weighted, chosen, cells, corners
+        )
+        moments = [jax.device_get(record(params_by_epoch[epoch])) for epoch in epochs]
+        text = _html(facts | {"cells": cells} | _numbers(moments))
+        if len(text) <= MOST_LETTERS or cells == FEWEST_CELLS:
+            return text
+        # The numbers of this training were compressed less than those of most.
+        cells = max(FEWEST_CELLS, math.floor(cells * math.sqrt(0.98 * MOST_LETTERS / len(text))))
+
+
+def _numbers(moments):
+    """What is shown of the moments, as JSON."""
+    is_right = [moment.is_right.tolist() for moment in moments]
+    return {
+        "losses": [_number(moment.loss) for moment in moments],
+        "accuracies": [_number(sum(each) / len(each)) for each in is_right],
+        "wrong": [[n for n, yes in enumerate(each[:MOST_POINTS]) if not yes] for each in is_right],
+        "dxNorms": [[*map(_number, moment.dx_norms)] for moment in moments],
+        "gradsNorms": [[*map(_number, moment.grads_norms)] for moment in moments],
         "numbers": {
             field: _packed([getattr(moment, field) for moment in moments]) for field in PACKED
         },
     }
+
+
+def _html(numbers):
     folder = pathlib.Path(__file__).parent
+    data = json.dumps(numbers, separators=(",", ":"), allow_nan=False)
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(numbers["title"]),
         "style": (folder / "page.css").read_text(),
-        "numbers": json.dumps(numbers, separators=(",", ":"), allow_nan=False).replace(
-            "<", "\\u003c"
-        ),
+        "numbers": data.replace("<", "\\u003c"),
         "script": "\n".join((folder / name).read_text() for name in SCRIPTS),
     }
     template = (folder / "page.html").read_text()
@@ -213,7 +215,7 @@ def _columns(model, loss, params, points, target):
                     f"page: expected y of shape (..., features) from layer {place}, {layer.name}, "
                     f"got {y.shape} for x {x.shape}"
                 )
-            formula, code = _formula_and_code(layer)
+            formula, code = formula_and_code(layer)
             kept = jax.tree.leaves(passes.residuals[number])
             columns.append({
                 "name": layer.name, "place": place,
@@ -241,39 +243,6 @@ def _kept(array, x, y):
     """The name of an array of the residuals, its shape, and its bytes."""
     name = "x" if array is x else "y" if array is y else str(array.dtype)
     return [name, [*array.shape], array.size * array.dtype.itemsize]
-
-
-def _formula_and_code(layer):
-    """The docstring of the layer's constructor, up to its arguments, and the code of backward.
-
-    Either is "" where it cannot be found.
-    """
-    backward, name = layer.backward, layer.name.partition("(")[0]
-    while isinstance(backward, functools.partial):
-        backward = backward.func
-    backward = inspect.unwrap(backward)
-    in_frame = getattr(backward, "__module__", "") == "fnn.layers._frame"  # which calls the layer's
-    constructor = getattr(fnn, name, None) if in_frame else None
-    if getattr(backward, "__qualname__", "").startswith(f"{name}.<locals>"):
-        constructor = backward.__globals__.get(name)
-    doc = inspect.getdoc(constructor) if callable(constructor) else inspect.getdoc(backward)
-    formula = re.split(r"\n\n(?:Args|Raises):", doc or "")[0]
-    formula = re.sub(r"(?<!\n)\n(?![\n ])", " ", formula)  # a paragraph is one line
-    try:
-        code = textwrap.dedent(inspect.getsource(constructor if in_frame else backward))
-        code = _code_in_constructor(code) if in_frame else code
-    except (OSError, TypeError):
-        code = ""
-    return formula, code
-
-
-def _code_in_constructor(source):
-    """The function backward in a constructor's source. If there is none, all but the docstring."""
-    (constructor,) = ast.parse(source).body
-    statements = [part for part in constructor.body if getattr(part, "name", "") == "backward"]
-    statements = statements or constructor.body[1:]
-    lines = source.splitlines()[statements[0].lineno - 1 : statements[-1].end_lineno]
-    return textwrap.dedent("\n".join(lines))
 
 
 def _packed(arrays):
