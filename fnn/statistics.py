@@ -157,14 +157,14 @@ def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Lay
         >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> x, noise = jax.random.normal(keys[0], (64, 3)), jax.random.normal(keys[1], (64, 1))
         >>> target = x.sum(axis=1, keepdims=True) + noise
-        >>> model, loss, optimizer = fnn.Linear(3, 1), fnn.MSELoss(), fnn.sgd(0.02)
-        >>> moments_of = fnn.loss_and_grads(fnn.second_moments(model), fnn.MSELoss("sum"))
+        >>> model, loss, optimizer = fnn.Linear(3, 1), fnn.MSELoss("sum"), fnn.sgd(0.0025)
         >>> def total(tree):
         ...     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
         >>> def noise_scale(params):
-        ...     _, moments = moments_of(params, x, target)
-        ...     _, g = fnn.loss_and_grads(model, loss)(params, x, target)
-        ...     return total(moments) / len(x) / total(jax.tree.map(jnp.square, g)) - 1
+        ...     _, moments = fnn.loss_and_grads(fnn.second_moments(model), loss)(params, x, target)
+        ...     _, grads = fnn.loss_and_grads(model, loss)(params, x, target)
+        ...     squared = total(jax.tree.map(lambda grad: (grad / len(x)) ** 2, grads))
+        ...     return total(moments) / len(x) / squared - 1
         >>> epoch = fnn.make_train_epoch(model, loss, optimizer, batch_size=8)
         >>> state = fnn.init_train_state(model, optimizer, keys[2])
         >>> for number in range(5):

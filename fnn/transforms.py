@@ -1,10 +1,7 @@
 """Transforms: one layer -> one layer, with another memory, precision or routing of gradients.
 
 Each docstring says what changes. Each raises a ValueError if `layer` is not a Layer. Transforms can
-be nested:
-
-    >>> print(fnn.freeze(fnn.repeat(fnn.remat(fnn.Linear(25, 25)), 16)))
-    freeze(repeat(remat(Linear(25, 25)), n=16))
+be nested.
 
 One of your own is a function from layer to layer. ReZero is y = x + a f(x) with a learned number a
 that starts at 0 (Bachlechner et al., 2021, https://arxiv.org/abs/2003.04887). So da is the sum of
@@ -248,6 +245,11 @@ def as_jax_function(layer: Layer) -> Callable[..., jax.Array]:
     learning rule, under jit, vmap and scan too. jax.jvp has no rule for it. JAX refuses grads of
     another shape than params, such as those of per_example. Raises a ValueError if `layer` is not a
     Layer.
+
+        >>> through = fnn.ReLU()._replace(backward=lambda params, residuals, dy: ((), dy))
+        >>> straight_through = fnn.as_jax_function(through)
+        >>> jax.grad(lambda x: jnp.sum(3 * straight_through((), x)))(jnp.array([0.5, -2.0]))
+        Array([3., 3.], dtype=float32)
     """
     check_is_layer("as_jax_function", layer)
 
