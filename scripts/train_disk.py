@@ -36,7 +36,7 @@ def parse_options(arguments=None):
     option("--learning-rate", type=nonnegative_float, default=0.5, help="at its highest")
     defaults = {"batch_size": 5, "schedule": "cosine", "reduction": "mean"}
     disk.add_options(parser, **defaults, output="runs/disk")
-    without = f"write no {PAGE}, which plays the training back"
+    without = f"write no {PAGE}, which plays the training back from where this run began"
     option("--no-page", action="store_false", dest="page", help=without)
     training.add_options(parser, checkpoint_every=50)
     options = parser.parse_args(arguments)

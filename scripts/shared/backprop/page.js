@@ -187,7 +187,7 @@ async function start() {
   addEventListener("resize", () => change({}));
   addEventListener("hashchange", readLink);
   element("precision").textContent =
-    `Maps have ${page.cells} by ${page.cells} cells and are exact to 1/127 of the largest number of ` +
+    `There are ${page.epochs.length} moments, from epoch ${page.epochs[0]} to ${page.epochs.at(-1)}. Maps have ${page.cells} by ${page.cells} cells and are exact to 1/127 of the largest number of ` +
     "their column, the weights to 1/32767. The numbers of training examples are those of the network.";
   readLink();
 }
