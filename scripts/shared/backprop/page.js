@@ -186,9 +186,11 @@ async function start() {
   addEventListener("beforeprint", draw);
   addEventListener("resize", () => change({}));
   addEventListener("hashchange", readLink);
+  const { epochs, cells } = page;
   element("precision").textContent =
-    `There are ${page.epochs.length} moments, from epoch ${page.epochs[0]} to ${page.epochs.at(-1)}. Maps have ${page.cells} by ${page.cells} cells and are exact to 1/127 of the largest number of ` +
-    "their column, the weights to 1/32767. The numbers of training examples are those of the network.";
+    `There are ${epochs.length} moments, from epoch ${epochs[0]} to ${epochs.at(-1)}. Maps have ` +
+    `${cells} by ${cells} cells of 8 bits, which are finer for small numbers. The numbers of ` +
+    "training examples have four digits.";
   readLink();
 }
 
