@@ -66,30 +66,33 @@ def Attention(num_heads: int, *, causal: bool = False, rotary_base: float | None
             raise ValueError(f"{name}: expected {what} of {expected}, got {x.shape}")
         return x
 
+    def heads_of(x, count):
+        """x as (..., heads, time, d): the products of a CPU are faster in this order."""
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], count, x.shape[-1] // count), -2, -3)
+
+    def side_by_side(heads):
+        """(..., heads, time, d) as (..., time, heads * d)."""
+        heads = jnp.moveaxis(heads, -3, -2)
+        return heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
+
     def split(x):
-        """Queries, keys and values (..., time, heads, d)."""
-        heads = x.reshape(*x.shape[:-1], 3 * num_heads, x.shape[-1] // (3 * num_heads))
-        q_and_k, v = jnp.split(heads, [2 * num_heads], axis=-2)
-        q, k = jnp.split(_turn(q_and_k, rotary_base), 2, axis=-2)
-        return q, k, v
+        """Queries, keys and values (..., heads, time, d)."""
+        q, k, v = jnp.split(heads_of(x, 3 * num_heads), 3, axis=-3)
+        return _turn(q, rotary_base), _turn(k, rotary_base), v
 
     def join(dq, dk, dv):
-        dq_and_dk = _turn(jnp.concatenate([dq, dk], axis=-2), rotary_base, backwards=True)
-        return jnp.concatenate([dq_and_dk, dv], axis=-2)
+        dq, dk = (_turn(part, rotary_base, backwards=True) for part in (dq, dk))
+        return side_by_side(jnp.concatenate([dq, dk, dv], axis=-3))
 
-    def scores(q, k, first):
-        """q . k / sqrt(d), (..., heads, queries, time), for queries from position `first` on."""
-        s = _product("...qhd,...khd->...hqk", q, k) / math.sqrt(q.shape[-1])
-        if not causal:
-            return s
-        query, key = (jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - n) for n in (2, 1))
-        return jnp.where(key <= first + query, s, -jnp.inf)
-
-    def powers_of(s):
-        """p times its sum over the keys, and that sum."""
+    def powers_of(q, k, first):
+        """p times its sum over the keys, and that sum, for queries from position `first` on."""
+        s = _product("...qd,...kd->...qk", q, k)  # q . k
+        if causal:
+            query, key = (jax.lax.broadcasted_iota(jnp.int32, s.shape[-2:], n) for n in (0, 1))
+            s = jnp.where(jnp.broadcast_to(key <= first + query, s.shape), s, -jnp.inf)
         # To jax.jvp the largest is a constant, because it cancels.
         largest = jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True, initial=-jnp.inf))
-        powers = jnp.exp(s - largest)
+        powers = jnp.exp((s - largest) / math.sqrt(q.shape[-1]))
         return powers, jnp.sum(powers, -1, keepdims=True)
 
     def forward(x, key):
@@ -97,34 +100,34 @@ def Attention(num_heads: int, *, causal: bool = False, rotary_base: float | None
         q, k, v = split(x)
 
         def attend(first, q):
-            powers, total = powers_of(scores(q, k, first))
-            weighted = _product("...hqk,...khd->...qhd", powers.astype(x.dtype), v)
-            return (weighted / jnp.swapaxes(total, -3, -2)).astype(x.dtype), ()
+            powers, total = powers_of(q, k, first)
+            weighted = _product("...qk,...kd->...qd", powers.astype(x.dtype), v)
+            return (weighted / total).astype(x.dtype), ()
 
         y, _ = _by_blocks(attend, (q,), ())
-        y = y.reshape(*x.shape[:-1], x.shape[-1] // 3)
-        return y, x
+        return side_by_side(y), x
 
     def backward(x, dy):
         x = check_x("residuals", x)
         dy = check_array(name, "dy", dy, (*x.shape[:-1], x.shape[-1] // 3), x.dtype)
         q, k, v = split(x)
-        dy = dy.reshape(q.shape)
+        dy = heads_of(dy, num_heads)
 
         def pull_back(first, q, dy):
-            powers, total = powers_of(scores(q, k, first))
-            dp = _product("...qhd,...khd->...hqk", dy, v)
-            inner = jnp.sum(powers * dp, -1, keepdims=True) / total  # dy[t] . y[t]
-            ds = powers * (dp - inner) / (math.sqrt(q.shape[-1]) * total)
-            ds, share = ds.astype(x.dtype), upcast(dy) / jnp.swapaxes(total, -3, -2)
-            dq = _product("...hqk,...khd->...qhd", ds, k)
-            dk = _product("...hqk,...qhd->...khd", ds, q)
-            dv = _product("...hqk,...qhd->...khd", powers.astype(x.dtype), share.astype(x.dtype))
+            powers, total = powers_of(q, k, first)
+            root = math.sqrt(q.shape[-1])
+            share = (upcast(dy) / (root * total)).astype(x.dtype)
+            dp = _product("...qd,...kd->...qk", share, v)  # dy[t] . v[s] / (sqrt(d) total)
+            inner = jnp.sum(powers * dp, -1, keepdims=True) / total  # the same of dy[t] . y[t]
+            ds = (powers * (dp - inner)).astype(x.dtype)
+            dq = _product("...qk,...kd->...qd", ds, k)
+            dk = _product("...qk,...qd->...kd", ds, q)
+            dv = root * _product("...qk,...qd->...kd", powers.astype(x.dtype), share)
             return dq, (dk, dv)
 
         start = jnp.zeros_like(upcast(k)), jnp.zeros_like(upcast(v))
         dq, (dk, dv) = _by_blocks(pull_back, (q, dy), start)
-        return join(dq, dk, dv).astype(x.dtype).reshape(x.shape)
+        return join(dq, dk, dv).astype(x.dtype)
 
     return without_params(name, forward, backward)
 
@@ -134,28 +137,25 @@ def _product(subscripts, a, b):
 
 
 def _by_blocks(function, arrays, start):
-    """function(first, *blocks) -> (outputs, sums), for all blocks of the arrays along axis -3.
+    """function(first, *blocks) -> (outputs, sums), for all blocks of the arrays along axis -2.
 
     `first` is the position where the block begins. The outputs of the blocks are joined, and the
     sums are added up from `start` on. The last block is filled up with zeros.
     """
-    time, size = arrays[0].shape[-3], QUERIES_IN_BLOCK
+    time, size = arrays[0].shape[-2], QUERIES_IN_BLOCK
     if time <= size:
         return function(0, *arrays)
     count = math.ceil(time / size)
 
     def cut(array):
-        filled = jnp.pad(
-            array, [(0, 0)] * (array.ndim - 3) + [(0, count * size - time), (0, 0), (0, 0)]
-        )
-        return jnp.moveaxis(
-            filled.reshape(*array.shape[:-3], count, size, *array.shape[-2:]), -4, 0
-        )
+        widths = [(0, 0)] * (array.ndim - 2) + [(0, count * size - time), (0, 0)]
+        blocks = jnp.pad(array, widths).reshape(*array.shape[:-2], count, size, array.shape[-1])
+        return jnp.moveaxis(blocks, -3, 0)
 
     def join(blocks):
-        blocks = jnp.moveaxis(blocks, 0, -4)
-        whole = blocks.reshape(*blocks.shape[:-4], count * size, *blocks.shape[-2:])
-        return jax.lax.slice_in_dim(whole, 0, time, axis=whole.ndim - 3)
+        blocks = jnp.moveaxis(blocks, 0, -3)
+        whole = blocks.reshape(*blocks.shape[:-3], count * size, blocks.shape[-1])
+        return jax.lax.slice_in_dim(whole, 0, time, axis=whole.ndim - 2)
 
     def step(sums, block):
         outputs, more = function(*block)
@@ -167,14 +167,14 @@ def _by_blocks(function, arrays, start):
 
 
 def _turn(x, base, backwards=False):
-    """Each pair of neighbours of x (..., time, heads, d) turned by its angle; see Attention."""
+    """Each pair of neighbours of x (..., heads, time, d) turned by its angle; see Attention."""
     if base is None:
         return x
     wide = upcast(x)
-    time, half = x.shape[-3], x.shape[-1] // 2
+    time, half = x.shape[-2], x.shape[-1] // 2
     position, pair = (jnp.arange(n, dtype=wide.dtype) for n in (time, half))
     frequency = jnp.asarray(base, wide.dtype) ** (-pair / half)
-    angle = position.reshape(time, 1, 1) * frequency.reshape(1, 1, half)
+    angle = position.reshape(time, 1) * frequency.reshape(1, half)
     pairs = wide.reshape(*x.shape[:-1], half, 2)
     a, b = pairs[..., 0], pairs[..., 1]
     cos, sin = (jnp.broadcast_to(f(angle), a.shape) for f in (jnp.cos, jnp.sin))
