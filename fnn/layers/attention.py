@@ -37,7 +37,7 @@ def Attention(num_heads: int, *, causal: bool = False, rotary_base: float | None
 
     Residuals: x. From it backward computes p again, for a block of queries and all keys at a time.
     So neither pass holds an array of time x time where time is long: what it holds grows with time.
-    For 2048 positions of width 128 in 4 heads both hold 24 MB; by jax.vjp of JAX's
+    For 2048 positions of width 128 in 4 heads both hold 20 MB; by jax.vjp of JAX's
     dot_product_attention it is 272 MB.
     Dao et al., 2022, do it for blocks of keys too, and keep y and the logarithms of the sums.
 
