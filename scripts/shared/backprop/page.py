@@ -223,6 +223,7 @@ def _columns(model, loss, params, points, target):
                 "weights": _has_weights(its_params, y.shape[1], x.shape[1]),
                 # _replace forgets the kind: another forward or backward need not be Linear's.
                 "isLinear": layer.settings.get("kind") == "Linear",
+                "hasBias": isinstance(its_params, dict) and "b" in its_params,
                 "formula": formula, "code": code,
                 "keeps": [_kept(array, x, y) for array in kept],
             })  # fmt: skip

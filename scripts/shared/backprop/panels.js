@@ -120,8 +120,9 @@ function workedLines(unit) {
     const pairs = range(before).map((j) =>
       [weight(false, state.moment, column, number, j), at(false, before.start + j)]);
     const sum = sumOfProducts(pairs, before.width - before.shown);
-    const b = term(weight(false, state.moment, column, number, "b"));
-    forward = `y[${number}] = sum over j of W[${number}, j] x[j], + b[${number}] = ${sum} + ${b} ${value}`;
+    const name = column.hasBias ? `, + b[${number}]` : "";
+    const b = column.hasBias ? ` + ${term(weight(false, state.moment, column, number, "b"))}` : "";
+    forward = `y[${number}] = sum over j of W[${number}, j] x[j]${name} = ${sum}${b} ${value}`;
   } else if (before?.width === column.width && !column.weights) {
     forward += `, where x[${number}] ${equals} ${format(at(false, before.start + number), 4)}`;
   }
