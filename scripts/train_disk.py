@@ -37,11 +37,11 @@ def parse_options(arguments=None):
     defaults = {"batch_size": 5, "schedule": "cosine", "reduction": "mean"}
     disk.add_options(parser, **defaults, output="runs/disk")
     without = f"write no {PAGE}, which plays the training back from where this run began"
-    option("--no-page", action="store_false", dest="page", help=without)
+    option("--no-page", action="store_true", help=without)
     training.add_options(parser, checkpoint_every=50)
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
-    training.check_options(parser, options, [*FIGURES, PAGE] if options.page else FIGURES)
+    training.check_options(parser, options, FIGURES if options.no_page else [*FIGURES, PAGE])
     return options
 
 
@@ -73,7 +73,7 @@ def train(options, run_epochs):
     kept, params_by_epoch = epochs_to_keep(options.epochs, fnn.count_params(state.params)), {}
 
     def watch(number, params):
-        if options.page and (number in kept or not params_by_epoch):
+        if not options.no_page and (number in kept or not params_by_epoch):
             params_by_epoch[number] = jax.device_get(params)
 
     trained = run_epochs(
@@ -118,7 +118,7 @@ def report(options, trained, results):
     )
     for name, text in zip(FIGURES, drawn, strict=True):
         write_text(options.output / name, text)
-    if options.page:
+    if not options.no_page:
         text = page(
             model,
             params_by_epoch,

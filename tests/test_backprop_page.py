@@ -254,9 +254,10 @@ def test_the_sums_of_linear_are_written_out_for_it_alone():
 
     linear = fnn.Linear(2, 2)
     layers = [linear, linear._replace(backward=linear.backward), like(jnp.ones((2, 2)))]
-    columns = columns_of(*layers)
-    assert [column["isLinear"] for column in columns] == [True, False, False]
-    assert [column["weights"] for column in columns] == [True, True, True]
+    columns = columns_of(*layers, fnn.Linear(2, 2, bias=False))
+    assert [column["isLinear"] for column in columns] == [True, False, False, True]
+    assert [column["hasBias"] for column in columns] == [True, True, False, False]
+    assert [column["weights"] for column in columns] == [True, True, True, True]
     others = [like(3.0), like((jnp.ones(2),)), like(jnp.ones((2, 2, 2)))]
     others += [like(jnp.ones((2, 2)), jnp.ones(1))]
     assert not any(column["weights"] for column in columns_of(*others))

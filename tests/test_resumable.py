@@ -340,7 +340,7 @@ def test_other_points_are_refused(finished, tmp_path, capsys):
 )
 def test_every_option_that_changes_the_results_is_a_setting(script, arguments, tmp_path):
     options = script.parse_options([*arguments, "--fast", "--output", str(tmp_path)])
-    others = {"data", "output", "quiet", "resume", "checkpoint_every", "page"}
+    others = {"data", "output", "quiet", "resume", "checkpoint_every", "no_page"}
     of_many = {"data_parallel", "coordinator", "num_processes", "process_id"}
     timeouts = {"start_timeout", "epoch_timeout"}
     expected = vars(options).keys() - others - of_many - timeouts

@@ -30,7 +30,7 @@ NO_SETTINGS = (
     *("data", "output", "checkpoint_every", "resume", "quiet"),
     *("data_parallel", "coordinator", "num_processes", "process_id"),
     *("start_timeout", "epoch_timeout"),
-    *("prompt", "temperature", "top_k", "sample", "source", "page"),
+    *("prompt", "temperature", "top_k", "sample", "source", "no_page"),
 )
 # JAX's own options that change the results, and their defaults.
 JAX_SETTINGS = {

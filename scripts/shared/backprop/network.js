@@ -1,16 +1,17 @@
 // The network: a canvas with a column of units for x and for each layer, and lines for weights.
 
 const unitsCanvas = document.getElementById("units");
-const HEIGHT = 590, NARROWEST = 88, LARGEST_TILE = 44;
+const HEIGHT = 590, NARROWEST = 60, ROOM_FOR_NUMBERS = 28, LARGEST_TILE = 44;
 let pitch = NARROWEST;
 
 // The square of a unit: left, top and side.
 function squareOf(unit) {
   const column = page.columns[columnOfUnit[unit]];
   const step = Math.min(LARGEST_TILE + 8, (HEIGHT - 6) / column.shown);
-  const side = Math.min(LARGEST_TILE, step - 3);
+  const side = Math.min(LARGEST_TILE, step - 3, pitch - 16);
   const middle = HEIGHT / 2 + (unit - column.start - (column.shown - 1) / 2) * step;
-  return [column.index * pitch + (pitch - side) / 2 - 12, middle - side / 2, side];
+  const left = Math.max((pitch - side) / 2 - 12, 1); // numbers are written on the right
+  return [column.index * pitch + left, middle - side / 2, side];
 }
 
 function unitAt(x, y) {
@@ -139,7 +140,8 @@ function drawNumber(context, unit, palette) {
 
 function drawNetwork() {
   const scroll = document.getElementById("scroll");
-  const least = matchMedia("print").matches ? 40 : NARROWEST; // paper does not scroll
+  const narrowest = matchMedia("print").matches ? 40 : NARROWEST; // paper does not scroll
+  const least = narrowest + (state.point ? ROOM_FOR_NUMBERS : 0);
   pitch = Math.max(least, Math.floor(scroll.clientWidth / page.columns.length));
   const width = pitch * page.columns.length, palette = makePalette();
   unitsCanvas.style.width = `${width}px`;

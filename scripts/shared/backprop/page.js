@@ -58,7 +58,7 @@ function choose(point) {
   }
   const count = page.columns.length;
   let step = 0;
-  flowing = setInterval(() => {
+  const flow = () => {
     if (step === 2 * count) {
       clearInterval(flowing);
       change({ flow: null });
@@ -66,10 +66,12 @@ function choose(point) {
     }
     const backward = step >= count, reached = backward ? 2 * count - 1 - step : step;
     const columns = [...Array(count).keys()];
-    const flow = new Set(columns.filter((index) => (backward ? index >= reached : index <= reached)));
-    change({ point, flow, backward });
+    const isReached = (index) => (backward ? index >= reached : index <= reached);
+    change({ point, flow: new Set(columns.filter(isReached)), backward });
     step += 1;
-  }, 170);
+  };
+  flowing = setInterval(flow, 170);
+  flow(); // at once: a second press of e then goes on from this point
 }
 
 function turn(backward) {

@@ -80,6 +80,16 @@ def page(
     Raises:
         ValueError: points, labels, class_names or corners do not fit together; there are no params
             or no layers; a layer's y is not (..., features); what the model and the loss raise.
+
+    In a program of your own, run with PYTHONPATH=scripts:
+
+        from shared.backprop.page import page
+
+        params_by_epoch = {0: state.params}
+        for number in range(1, 51):
+            state, losses = epoch(state, points, targets, jax.random.key(number))
+            params_by_epoch[number] = state.params
+        pathlib.Path("mine.html").write_text(page(model, params_by_epoch, points, labels))
     """
     points, labels = jax.device_get((jnp.asarray(points), jnp.asarray(labels)))
     corners = [[*map(float, corner)] for corner in corners]
@@ -223,6 +233,7 @@ def _columns(model, loss, params, points, target):
                 "weights": _has_weights(its_params, y.shape[1], x.shape[1]),
                 # _replace forgets the kind: another forward or backward need not be Linear's.
                 "isLinear": layer.settings.get("kind") == "Linear",
+                "hasBias": isinstance(its_params, dict) and "b" in its_params,
                 "formula": formula, "code": code,
                 "keeps": [_kept(array, x, y) for array in kept],
             })  # fmt: skip

@@ -92,13 +92,17 @@ function drawLayer() {
 
 const term = (number) => (number < 0 ? `(${format(number)})` : format(number));
 
-// A sum of products, the largest ones first, as text.
+// A sum of products as text: the four largest in their order, then the sum of the others.
 function sumOfProducts(pairs, hidden) {
-  const sorted = [...pairs].sort((a, b) => Math.abs(b[0] * b[1]) - Math.abs(a[0] * a[1]));
-  const few = sorted.slice(0, 4).map(([a, b]) => `${term(a)} · ${term(b)}`).join(" + ");
-  const rest = sorted.slice(4).reduce((sum, [a, b]) => sum + a * b, 0);
-  const more = sorted.length > 4 ? ` + ${term(rest)} from ${sorted.length - 4} others` : "";
-  return few + more + (hidden ? ` + what ${hidden} units add that are not drawn` : "");
+  const sizes = pairs.map(([a, b]) => Math.abs(a * b));
+  const largest = [...pairs.keys()].sort((i, j) => sizes[j] - sizes[i]).slice(0, 4);
+  const isLarge = (pair) => largest.some((index) => pairs[index] === pair);
+  const terms = pairs.filter(isLarge).map(([a, b]) => `${term(a)} · ${term(b)}`);
+  const others = pairs.filter((pair) => !isLarge(pair));
+  const rest = others.reduce((sum, [a, b]) => sum + a * b, 0);
+  if (others.length) terms.push(`${term(rest)} from ${others.length} others`);
+  if (hidden) terms.push(`what the units add that are not drawn (${hidden})`);
+  return terms.join(" + ");
 }
 
 // How a unit's value comes from the column before, and its derivative from the column after. Sums
@@ -116,8 +120,9 @@ function workedLines(unit) {
     const pairs = range(before).map((j) =>
       [weight(false, state.moment, column, number, j), at(false, before.start + j)]);
     const sum = sumOfProducts(pairs, before.width - before.shown);
-    const b = term(weight(false, state.moment, column, number, "b"));
-    forward = `y[${number}] = sum over j of W[${number}, j] x[j], + b[${number}] = ${sum} + ${b} ${value}`;
+    const name = column.hasBias ? `, + b[${number}]` : "";
+    const b = column.hasBias ? ` + ${term(weight(false, state.moment, column, number, "b"))}` : "";
+    forward = `y[${number}] = sum over j of W[${number}, j] x[j]${name} = ${sum}${b} ${value}`;
   } else if (before?.width === column.width && !column.weights) {
     forward += `, where x[${number}] ${equals} ${format(at(false, before.start + number), 4)}`;
   }

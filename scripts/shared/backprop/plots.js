@@ -1,7 +1,7 @@
 // The plane with its decisions and points, and curves over the epochs.
 
 const planeCanvas = document.getElementById("plane");
-const REACH = 12; // REACH: pixels from an example in which a click means it
+const REACH = 12; // a click so many pixels from an example means it
 
 function classColor(label) {
   const colors = color("--classes").split(" ");
