@@ -17,7 +17,10 @@ def MultiHeadAttention(
     rotary_base: float | None = None,
     bias: bool = True,
 ) -> Layer:
-    """Linear(dim, 3 * dim), Attention, Linear(dim, dim), in a Sequential.
+    """Attends with queries, keys and values of its own: Linear, Attention, Linear.
+
+    It is Sequential(Linear(dim, 3 * dim), Attention(num_heads), Linear(dim, dim)), whose backward
+    and residuals are those of the three.
 
     The first W has the rows of queries, keys and values one below the other, as in_proj_weight of
     torch.nn.MultiheadAttention. Unlike there, W starts as Linear's. Vaswani et al., 2017.

@@ -142,10 +142,11 @@ def summed_like_squared_norms(model: Layer, rules: Mapping[str, Rule] | None = N
 
 
 def second_moments(model: Layer, rules: Mapping[str, Rule] | None = None) -> Layer:
-    """The model with the sum over the examples of grad^2, element by element.
+    """The model whose grads are the sum over the examples of grad^2, element by element.
 
-    Changes grads: leaves have the shapes of params, in float32 for parameters of 16 bits. With the
-    mean gradient g of n examples, the variance of an element is second_moment / n - g^2.
+    The leaves have the shapes of params, in float32 for parameters of 16 bits. Take a loss with the
+    reduction "sum": a mean divides each gradient by n. With the mean gradient g of n examples, the
+    variance of an element is second_moment / n - g^2.
 
     Raises:
         ValueError: as squared_norms.

@@ -19,8 +19,8 @@ text with 2.0189 bits a character, and PyTorch's with 2.0194:
   compare_gpt.py --layers 4 --dim 128 --steps 800 --batch-size 32 \
       --learning-rate 0.002
 
-A step of these blocks with 32 windows of 128 characters takes 210 ms in fnn. In
-PyTorch eager it takes 162 ms with two threads, and 277 ms with one. These are
+A step of these blocks with 32 windows of 128 characters takes 200 ms in fnn. In
+PyTorch eager it takes 164 ms with two threads, and 289 ms with one. These are
 medians of 15 rounds on two idle cores:
 
   compare_gpt.py --layers 4 --dim 128 --context 128 --batch-size 32 --rounds 15

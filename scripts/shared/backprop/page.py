@@ -123,7 +123,6 @@ def page(
     examples = _choose_examples(labels[:MOST_POINTS].tolist(), num_examples)
     chosen = jax.device_get(jnp.array(examples))
     facts = {
-        "title": title,
         "epochs": epochs,
         "columns": columns,
         "corners": corners,
@@ -139,7 +138,7 @@ def page(
             model, loss, points, labels, targets, weighted, chosen, cells, corners
         )
         moments = [jax.device_get(record(params_by_epoch[epoch])) for epoch in epochs]
-        text = _html(facts | {"cells": cells} | _numbers(moments))
+        text = _html(title, facts | {"cells": cells} | _numbers(moments))
         if len(text) <= MOST_LETTERS or cells == FEWEST_CELLS:
             return text
         # The numbers of this training were compressed less than those of most.
@@ -161,11 +160,11 @@ def _numbers(moments):
     }
 
 
-def _html(numbers):
+def _html(title, numbers):
     folder = pathlib.Path(__file__).parent
     data = json.dumps(numbers, separators=(",", ":"), allow_nan=False)
     parts = {
-        "title": html.escape(numbers["title"]),
+        "title": html.escape(title),
         "style": (folder / "page.css").read_text(),
         "numbers": data.replace("<", "\\u003c"),
         "script": "\n".join((folder / name).read_text() for name in SCRIPTS),
