@@ -1,7 +1,8 @@
 // The network: a canvas with a column of units for x and for each layer, and lines for weights.
 
 const unitsCanvas = document.getElementById("units");
-const HEIGHT = 590, NARROWEST = 60, ROOM_FOR_NUMBERS = 28, LARGEST_TILE = 44;
+const NARROWEST = 60, ROOM_FOR_NUMBERS = 28, LARGEST_TILE = 44;
+const HEIGHT = Math.min(590, (LARGEST_TILE + 8) * (Math.max(...page.columns.map((column) => column.shown)) + 1));
 let pitch = NARROWEST;
 
 // The square of a unit: left, top and side.
