@@ -43,7 +43,9 @@ def test_the_quoted_message_is_the_one_that_is_printed(printed):
 
 
 def test_the_quoted_trace_is_the_one_that_is_printed(printed):
-    (table,) = re.findall(r"^# ( +shape .*?\n# +d_prediction.*?)$", README, re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(
+        r"^# ( +shape .*?\n# +d_prediction.*?)$", README, re.DOTALL | re.MULTILINE
+    )
     assert table.replace("\n# ", "\n") in printed
 
 

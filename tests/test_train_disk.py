@@ -22,7 +22,8 @@ from shared import command_line, disk, training
 
 import fnn
 
-SMALL = ["--epochs", "3", "--train-size", "60", "--test-size", "40", "--hidden", "6", "--quiet"]
+SIZES = ["--epochs", "3", "--train-size", "60", "--test-size", "40", "--hidden", "6", "--quiet"]
+SMALL = [*SIZES, "--no-page"]
 SCRIPT = SCRIPTS / "train_disk.py"
 
 
@@ -125,7 +126,7 @@ def test_a_page_plays_the_training_back(default_run):
 
 
 def test_the_page_can_be_declined(tmp_path):
-    assert train_disk.main([*SMALL, "--no-page", "--output", str(tmp_path)]) == 0
+    assert train_disk.main([*SMALL, "--output", str(tmp_path)]) == 0
     assert not (tmp_path / train_disk.PAGE).exists()
 
 
@@ -134,7 +135,7 @@ def test_the_page_of_a_resumed_run_begins_there(tmp_path, monkeypatch):
     def interrupted_at_once(heard):
         yield lambda: signal.SIGTERM
 
-    options = [*SMALL, "--output", str(tmp_path)]
+    options = [*SIZES, "--output", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr(fnn, "interruptions", interrupted_at_once)
         assert train_disk.main(options) == 128 + signal.SIGTERM
@@ -144,7 +145,7 @@ def test_the_page_of_a_resumed_run_begins_there(tmp_path, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):
-    options = [*SMALL, "--seed", "3", "--output"]
+    options = [*SIZES, "--seed", "3", "--output"]
     assert run(*options, tmp_path / "one")[0] == 0
     subprocess.run([sys.executable, SCRIPT, *options, tmp_path / "same"], check=True)
     for file in ("metrics.csv", "params.npz", train_disk.PAGE):
