@@ -327,6 +327,15 @@ def test_other_dtypes(dtype):
         assert (abs(weights[0, :3, :2].astype(float) - W) <= errors[0, :3, :2].astype(float)).all()
 
 
+def test_every_class_has_examples_and_a_title_is_text():
+    model, labels = fnn.Sequential(fnn.Linear(2, 2)), (jnp.arange(30) > 25).astype(int)
+    made = page(model, {0: model.init(jax.random.key(0))}, POINTS, labels, title="1 < 2 & <b>")
+    examples = numbers_of(made)["examples"]
+    assert len(examples) == 16
+    assert {26, 27, 28, 29} < {*examples}
+    assert "<title>1 &lt; 2 &amp; &lt;b&gt;</title>" in made
+
+
 def test_numbers_that_are_not_finite_are_said(params_by_epoch):
     broken = jax.tree.map(jnp.copy, params_by_epoch[0])
     broken[0]["W"] = broken[0]["W"].at[1].set(jnp.nan)
