@@ -448,7 +448,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine to run the page in")
 def test_a_browser_draws_the_page(text, numbers, params_by_epoch, tmp_path):
     (tmp_path / "page.html").write_text(text)
-    link = f"file://{tmp_path}/page.html#epoch=1&backward&example=2&layer=3"
+    link = f"file://{tmp_path}/page.html#epoch=1&backward&example=2&layer=1.1"
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
     profile = f"--user-data-dir={tmp_path}/profile"
     command = [CHROMIUM, *options, profile, "--force-prefers-reduced-motion", "--dump-dom", link]

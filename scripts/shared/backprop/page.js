@@ -137,7 +137,8 @@ function readLink() {
   const latest = page.epochs.filter((epoch) => epoch <= number("epoch")).length - 1;
   changes.moment = link.has("epoch") ? Math.max(latest, 0) : page.epochs.length - 1;
   if (page.classes[number("class")]) changes.target = number("class");
-  if (page.columns[number("layer")] && number("layer")) changes.column = number("layer");
+  const layer = page.columns.find((column) => column.place && column.place === link.get("layer"));
+  if (layer) changes.column = layer.index;
   if (link.has("example") && number("example") in page.examples) {
     changes.point = { example: number("example") };
   }
