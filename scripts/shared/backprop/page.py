@@ -165,11 +165,11 @@ def _html(title, numbers):
     data = json.dumps(numbers, separators=(",", ":"), allow_nan=False)
     parts = {
         "title": html.escape(title),
-        "style": (folder / "page.css").read_text(),
+        "style": (folder / "page.css").read_text("utf-8"),
         "numbers": data.replace("<", "\\u003c"),
-        "script": "\n".join((folder / name).read_text() for name in SCRIPTS),
+        "script": "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS),
     }
-    template = (folder / "page.html").read_text()
+    template = (folder / "page.html").read_text("utf-8")
     return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
 
 
