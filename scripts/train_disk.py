@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from shared import disk, distributed, figures, training
+from shared.backprop import snapshots
 from shared.backprop.page import epochs_to_keep, page
 from shared.command_line import Parser, UserError, leave, nonnegative_float, seed
 from shared.figures import Curve
@@ -36,12 +37,13 @@ def parse_options(arguments=None):
     option("--learning-rate", type=nonnegative_float, default=0.5, help="at its highest")
     defaults = {"batch_size": 5, "schedule": "cosine", "reduction": "mean"}
     disk.add_options(parser, **defaults, output="runs/disk")
-    without = f"write no {PAGE}, which plays the training back from where this run began"
+    without = f"write no {PAGE}, which plays the training back"
     option("--no-page", action="store_true", help=without)
     training.add_options(parser, checkpoint_every=50)
     options = parser.parse_args(arguments)
     disk.check_batch_size(parser, options)
-    training.check_options(parser, options, FIGURES if options.no_page else [*FIGURES, PAGE])
+    of_page = [] if options.no_page else [PAGE, snapshots.FILE]
+    training.check_options(parser, options, [*FIGURES, *of_page])
     return options
 
 
@@ -70,11 +72,19 @@ def train(options, run_epochs):
         test_metrics = disk.evaluate(model, state.params, *test_set)
         return state, losses, (*train_metrics, *test_metrics)
 
-    kept, params_by_epoch = epochs_to_keep(options.epochs, fnn.count_params(state.params)), {}
+    settings, params_by_epoch = training.settings(options), {}
+    kept = epochs_to_keep(options.epochs, fnn.count_params(state.params))
 
     def watch(number, params):
-        if not options.no_page and (number in kept or not params_by_epoch):
+        if options.no_page:
+            return
+        if options.resume and not params_by_epoch:
+            params_by_epoch.update(snapshots.load(options.output, params, settings, number))
+        if number in kept or not params_by_epoch:
             params_by_epoch[number] = jax.device_get(params)
+        has_news = max(params_by_epoch) > number - options.checkpoint_every
+        if number % options.checkpoint_every == 0 and has_news:
+            snapshots.save(options.output, params_by_epoch, settings)
 
     trained = run_epochs(
         run_epoch,
@@ -119,6 +129,7 @@ def report(options, trained, results):
     for name, text in zip(FIGURES, drawn, strict=True):
         write_text(options.output / name, text)
     if not options.no_page:
+        snapshots.save(options.output, params_by_epoch, training.settings(options))
         text = page(
             model,
             params_by_epoch,

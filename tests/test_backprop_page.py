@@ -399,7 +399,7 @@ def test_the_epochs_kept_are_about_sixty_and_denser_at_the_start():
     gaps = [later - earlier for earlier, later in zip(kept, kept[1:], strict=False)]
     assert sum(gaps[:20]) < sum(gaps[-20:]) / 2
     assert epochs_to_keep(1, 10) == [0, 1]
-    assert len(epochs_to_keep(10**6, 25 * 10**6)) == 4
+    assert len(epochs_to_keep(10**6, 5 * 10**6)) == 4
 
 
 def test_a_page_of_many_epochs_and_units_stays_small():

@@ -19,6 +19,7 @@ import pytest
 import train_disk
 from processes import SCRIPTS
 from shared import command_line, disk, training
+from shared.backprop import snapshots
 
 import fnn
 
@@ -130,18 +131,40 @@ def test_the_page_can_be_declined(tmp_path):
     assert not (tmp_path / train_disk.PAGE).exists()
 
 
-def test_the_page_of_a_resumed_run_begins_there(tmp_path, monkeypatch):
+def test_the_page_of_a_resumed_run_is_whole(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def interrupted_at_once(heard):
         yield lambda: signal.SIGTERM
 
-    options = [*SIZES, "--output", str(tmp_path)]
+    def run_once(folder, *options):
+        return train_disk.main([*SIZES, *options, "--output", str(tmp_path / folder)])
+
+    def page_of(folder):
+        return (tmp_path / folder / train_disk.PAGE).read_bytes()
+
+    assert run_once("at once") == 0
     with monkeypatch.context() as patch:
         patch.setattr(fnn, "interruptions", interrupted_at_once)
-        assert train_disk.main(options) == 128 + signal.SIGTERM
-    assert numbers_of_page(tmp_path)[1]["epochs"] == [0, 1]
-    assert train_disk.main([*options, "--resume"]) == 0
-    assert numbers_of_page(tmp_path)[1]["epochs"] == [1, 2, 3]
+        assert run_once("resumed") == 128 + signal.SIGTERM
+    assert numbers_of_page(tmp_path / "resumed")[1]["epochs"] == [0, 1]
+    for _ in range(2):  # the second time there is nothing left to do
+        assert run_once("resumed", "--resume") == 0
+        assert page_of("resumed") == page_of("at once")
+    # It dies after the checkpoint of the second epoch, before the params are stored for the page.
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        save = snapshots.save
+        patch.setattr(snapshots, "save", lambda *args: save(*args) if len(args[1]) < 3 else 1 / 0)
+        run_once("killed", "--checkpoint-every", "1")
+    assert run_once("killed", "--resume") == 0
+    assert page_of("killed") == page_of("at once")
+    # Without the file, or with that of another run, the page begins where the run is resumed.
+    file = tmp_path / "resumed" / snapshots.FILE
+    fnn.save(file, [()] * 4, note={"epochs": [0, 1, 2, 3], "settings": {"seed": 1}})
+    assert run_once("resumed", "--resume") == 0
+    assert numbers_of_page(tmp_path / "resumed")[1]["epochs"] == [3]
+    file.write_bytes(b"no such file")
+    assert run_once("resumed", "--resume") == 0
+    assert numbers_of_page(tmp_path / "resumed")[1]["epochs"] == [3]
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):

@@ -24,7 +24,7 @@ from shared.backprop.sources import formula_and_code
 
 import fnn
 
-MOST_MOMENTS, MOST_KEPT = 64, 10**8  # MOST_KEPT: numbers in the params of all epochs to keep
+MOST_MOMENTS, MOST_KEPT = 64, 2 * 10**7  # MOST_KEPT: numbers in the params of all epochs to keep
 MOST_CELLS, FEWEST_CELLS = 16, 4  # along each side of a unit's map
 MOST_EXAMPLES, MOST_POINTS = 16, 400
 MOST_BYTES = 2_700_000  # of all numbers; compressed, and written as text, they take less
