@@ -41,8 +41,8 @@ def ggn_diagonal(
 
     The diagonal Laplace approximation draws parameters around trained ones, further where the loss
     is flatter: each with the variance 1 / (c / (2 v) + p). Here c is its curvature for a sum of
-    squares, v the variance of the targets' noise, and p that of the prior, inverted. The spread of
-    the outputs grows away from the data, which are in [-1, 1]:
+    squares, v the variance of the targets' noise, and 1 / p the variance of the prior. The spread
+    of the outputs grows away from the data, which are in [-1, 1]:
 
         >>> from jax.flatten_util import ravel_pytree
         >>> x = jnp.linspace(-1, 1, 50)[:, None]

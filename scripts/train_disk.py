@@ -140,9 +140,10 @@ def report(options, trained, results):
             title=f"Backpropagation: {describe_network(options)}",
         )
         write_text(options.output / PAGE, text)
-    if trained.status == 0:
-        text = f"test accuracy {test_accuracy[-1]:.2%}, test MSE {test_loss[-1]:.5f}"
-        return text, predicted, test_labels.tolist()
+    if trained.status:
+        return None
+    text = f"test accuracy {test_accuracy[-1]:.2%}, test MSE {test_loss[-1]:.5f}"
+    return text, predicted, test_labels.tolist()
 
 
 def main(arguments=None):

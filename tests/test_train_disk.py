@@ -151,10 +151,11 @@ def test_the_page_of_a_resumed_run_is_whole(tmp_path, monkeypatch):
         assert run_once("resumed", "--resume") == 0
         assert page_of("resumed") == page_of("at once")
     # It dies after the checkpoint of the second epoch, before the params are stored for the page.
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        save = snapshots.save
+    save = snapshots.save
+    with monkeypatch.context() as patch:
         patch.setattr(snapshots, "save", lambda *args: save(*args) if len(args[1]) < 3 else 1 / 0)
-        run_once("killed", "--checkpoint-every", "1")
+        with pytest.raises(ZeroDivisionError):
+            run_once("killed", "--checkpoint-every", "1")
     assert run_once("killed", "--resume") == 0
     assert page_of("killed") == page_of("at once")
     # Without the file, or with that of another run, the page begins where the run is resumed.

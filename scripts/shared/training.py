@@ -100,8 +100,8 @@ def check_options(parser: Parser, options: argparse.Namespace, figures: Sequence
 def run(train: Callable, report: Callable, options: argparse.Namespace) -> int:
     """Train in each of the processes that there are, and report in the first one.
 
-    train(options, run_epochs) -> (trained, more): it calls the function below, whose first two
-        arguments are given, and returns what that returns, and anything that report needs.
+    train(options, run_epochs) -> (trained, more): it calls the function below, without its first
+        two arguments. It returns what that returned, and anything that report needs.
     report(options, trained, more) -> (text, predicted, labels): it writes the results. The text is
         the beginning of the summary line, the others are classes of the test examples. If the
         training is not complete, it returns None.

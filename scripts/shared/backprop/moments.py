@@ -155,7 +155,7 @@ def make_recorder(
             quantized(derivatives[:, :all_cells], units, jnp.int8),
             _four_digits(values[:, all_cells:]),
             _four_digits(derivatives[:, all_cells:]),
-            decisions[None, len(points) :].astype(jnp.uint8),
+            decisions[None, len(points) :].astype(jnp.int16),
             quantized(weights, rows_of_layers, jnp.int16),
             quantized(grads, rows_of_layers, jnp.int8),
             _norms(whole.grads),

@@ -1,7 +1,7 @@
 // The numbers of the page, and functions to read them.
 
 const page = JSON.parse(document.getElementById("numbers").textContent);
-const TYPES = { uint8: Uint8Array, int8: Int8Array, int16: Int16Array, float32: Float32Array };
+const TYPES = { int8: Int8Array, int16: Int16Array, float32: Float32Array };
 const LIMITS = { int8: 127, int16: 32767 };
 
 // Columns know where their units start among all units, and, if they have a W, where its rows do.

@@ -23,6 +23,7 @@ from shared.backprop.moments import (
 from shared.backprop.sources import formula_and_code
 
 import fnn
+from fnn.training import check_value
 
 MOST_MOMENTS, MOST_KEPT = 64, 2 * 10**7  # MOST_KEPT: numbers in the params of all epochs to keep
 MOST_CELLS, FEWEST_CELLS = 16, 4  # along each side of a unit's map
@@ -71,7 +72,7 @@ def page(
             than the page has room for, it shows some of them.
         points: (n, 2), what the model is trained on.
         labels: (n,) integers from 0.
-        loss: that of the training; by default fnn.MSELoss().
+        loss: that of the training, with a value of shape (); by default fnn.MSELoss().
         targets: (classes, ...), the target of each class; by default one-hot vectors that are as
             long as a prediction.
         class_names: by default "class 0" and so on.
@@ -212,10 +213,13 @@ def _columns(model, loss, params, points, target):
     """What is said of x and of each layer: its name, units, formula, code and residuals."""
     columns = [{"name": "x", "place": "", "width": 2, "shown": 2}]
 
+    def loss_backward(prediction):
+        value, residuals = loss.forward(prediction, target)
+        check_value("page", value)
+        return loss.backward(residuals)
+
     def run(params, points):
-        passes = both_passes(
-            model, params, points, lambda y: loss.backward(loss.forward(y, target)[1])
-        )
+        passes = both_passes(model, params, points, loss_backward)
         layers = flat_layers(model, params)
         for number, (place, layer, its_params) in enumerate(layers):
             x, y = passes.values[number : number + 2]

@@ -8,7 +8,7 @@ function classColor(label) {
   return colors[label % colors.length];
 }
 
-// From a point to pixels of a square of this side, and back to parts of the plane.
+// The pixels of a point in a square of this side.
 function planePixel([x, y], side) {
   const [[left, bottom], [right, top]] = page.corners;
   return [((x - left) / (right - left)) * side, (1 - (y - bottom) / (top - bottom)) * side];
