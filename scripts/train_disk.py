@@ -79,10 +79,10 @@ def train(options, run_epochs):
         if options.no_page:
             return
         if options.resume and not params_by_epoch:
-            params_by_epoch.update(snapshots.load(options.output, params, settings, number))
+            params_by_epoch.update(snapshots.load(options.output, params, settings))
         if number in kept or not params_by_epoch:
             params_by_epoch[number] = jax.device_get(params)
-        has_news = max(params_by_epoch) > number - options.checkpoint_every
+        has_news = max(params_by_epoch) > number - options.checkpoint_every  # since the last one
         if number % options.checkpoint_every == 0 and has_news:
             snapshots.save(options.output, params_by_epoch, settings)
 

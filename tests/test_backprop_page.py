@@ -14,6 +14,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import pytest
+from shared.backprop import page as page_module
 from shared.backprop.page import epochs_to_keep, page
 
 import fnn
@@ -412,6 +413,16 @@ def test_a_page_of_many_epochs_and_units_stays_small():
     assert len(text) < 3e6
     assert 40 < len(numbers["epochs"]) <= 64
     assert numbers["epochs"][-1] == 499
+
+
+def test_a_page_that_is_too_large_is_made_again_with_coarser_maps(
+    text, params_by_epoch, monkeypatch
+):
+    most = len(text) - 1000
+    monkeypatch.setattr(page_module, "MOST_LETTERS", most)
+    smaller = page(MODEL, params_by_epoch, POINTS, LABELS)
+    assert numbers_of(smaller)["cells"] < numbers_of(text)["cells"]
+    assert len(smaller) <= most
 
 
 class Reader(html.parser.HTMLParser):

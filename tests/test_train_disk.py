@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -131,11 +132,18 @@ def test_the_page_can_be_declined(tmp_path):
     assert not (tmp_path / train_disk.PAGE).exists()
 
 
-def test_the_page_of_a_resumed_run_is_whole(tmp_path, monkeypatch):
-    @contextlib.contextmanager
-    def interrupted_at_once(heard):
-        yield lambda: signal.SIGTERM
+def interrupted_after(num_epochs):
+    """fnn.interruptions with a SIGTERM in that epoch."""
 
+    @contextlib.contextmanager
+    def interruptions(heard):
+        asked = itertools.count(1)
+        yield lambda: signal.SIGTERM if next(asked) == num_epochs else None
+
+    return interruptions
+
+
+def test_the_page_of_a_resumed_run_is_whole(tmp_path, monkeypatch):
     def run_once(folder, *options):
         return train_disk.main([*SIZES, *options, "--output", str(tmp_path / folder)])
 
@@ -144,7 +152,7 @@ def test_the_page_of_a_resumed_run_is_whole(tmp_path, monkeypatch):
 
     assert run_once("at once") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(fnn, "interruptions", interrupted_at_once)
+        patch.setattr(fnn, "interruptions", interrupted_after(1))
         assert run_once("resumed") == 128 + signal.SIGTERM
     assert numbers_of_page(tmp_path / "resumed")[1]["epochs"] == [0, 1]
     for _ in range(2):  # the second time there is nothing left to do
@@ -158,14 +166,36 @@ def test_the_page_of_a_resumed_run_is_whole(tmp_path, monkeypatch):
             run_once("killed", "--checkpoint-every", "1")
     assert run_once("killed", "--resume") == 0
     assert page_of("killed") == page_of("at once")
-    # Without the file, or with that of another run, the page begins where the run is resumed.
-    file = tmp_path / "resumed" / snapshots.FILE
-    fnn.save(file, [()] * 4, note={"epochs": [0, 1, 2, 3], "settings": {"seed": 1}})
-    assert run_once("resumed", "--resume") == 0
-    assert numbers_of_page(tmp_path / "resumed")[1]["epochs"] == [3]
-    file.write_bytes(b"no such file")
-    assert run_once("resumed", "--resume") == 0
-    assert numbers_of_page(tmp_path / "resumed")[1]["epochs"] == [3]
+
+
+def test_a_page_has_the_params_of_its_own_run_alone(tmp_path, monkeypatch):
+    """It begins where the run is resumed if there are no others."""
+    options = [*SIZES, "--epochs", "100", "--checkpoint-every", "1", "--output", str(tmp_path)]
+    settings = training.settings(train_disk.parse_options(options))
+    saved, save = [], snapshots.save
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "save", lambda *args: (saved.append(args), save(*args)))
+        patch.setattr(fnn, "interruptions", interrupted_after(71))
+        assert train_disk.main(options) == 128 + signal.SIGTERM
+    page = (tmp_path / train_disk.PAGE).read_bytes()
+    epochs = numbers_of_page(tmp_path)[1]["epochs"]
+    assert 71 not in epochs
+    assert len(saved) == len(epochs) + 1  # not at each of the 71 checkpoints; and at the end
+    zeros = jax.tree.map(jnp.zeros_like, saved[0][1][0])
+    for store_others in (
+        lambda: save(tmp_path, {0: zeros}, settings | {"seed": 1}),
+        lambda: save(tmp_path, {0: ()}, settings),
+        lambda: (tmp_path / snapshots.FILE).write_bytes(b"no such file"),
+    ):
+        store_others()
+        assert train_disk.main([*options, "--resume"]) == 0
+        assert numbers_of_page(tmp_path)[1]["epochs"][0] == 71
+        # A fresh run uses none, not even those of its settings.
+        save(tmp_path, {0: zeros}, settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(fnn, "interruptions", interrupted_after(71))
+            assert train_disk.main(options) == 128 + signal.SIGTERM
+        assert (tmp_path / train_disk.PAGE).read_bytes() == page
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):

@@ -14,8 +14,8 @@ def save(folder: pathlib.Path, params_by_epoch: dict[int, Any], settings: dict) 
     fnn.save(folder / FILE, [*params_by_epoch.values()], note=note)
 
 
-def load(folder: pathlib.Path, like: Any, settings: dict, last: int) -> dict[int, Any]:
-    """The params up to epoch `last`, if the file is there and from a run with these settings.
+def load(folder: pathlib.Path, like: Any, settings: dict) -> dict[int, Any]:
+    """The params by epoch, if the file is there and from a run with these settings; else {}.
 
     They have the structure of `like`. A page without them is no error: it begins later.
     """
@@ -24,7 +24,6 @@ def load(folder: pathlib.Path, like: Any, settings: dict, last: int) -> dict[int
         if note["settings"] != settings:
             return {}
         epochs = note["epochs"]
-        stored = zip(epochs, fnn.load(folder / FILE, [like] * len(epochs)), strict=True)
+        return dict(zip(epochs, fnn.load(folder / FILE, [like] * len(epochs)), strict=True))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {epoch: params for epoch, params in stored if epoch <= last}
