@@ -191,7 +191,7 @@ def test_a_page_has_the_params_of_its_own_run_alone(tmp_path, monkeypatch):
         assert train_disk.main([*options, "--resume"]) == 0
         assert numbers_of_page(tmp_path)[1]["epochs"][0] == 71
         # A fresh run uses none, not even those of its settings.
-        save(tmp_path, {0: zeros}, settings)
+        save(tmp_path, {99: zeros}, settings)
         with monkeypatch.context() as patch:
             patch.setattr(fnn, "interruptions", interrupted_after(71))
             assert train_disk.main(options) == 128 + signal.SIGTERM
