@@ -40,17 +40,17 @@ def MultiHeadAttention(
         >>> block = fnn.Sequential(part(attention), part(*network))
         >>> print(fnn.summary(block, (8, 64, 32)))
                         layer                      output shape  parameters  residual bytes
-        0.Residual.0    LayerNorm(32)              (8, 64, 32)           64          69,632
+        0.Residual.0    LayerNorm(32)              (8, 64, 32)           64          71,680
         0.Residual.1.0  Linear(32, 96)             (8, 64, 96)        3,168          65,536
         0.Residual.1.1  Attention(4, causal=True)  (8, 64, 32)            0         196,608
         0.Residual.1.2  Linear(32, 32)             (8, 64, 32)        1,056          65,536
         0               Residual                   (8, 64, 32)            0               0
-        1.Residual.0    LayerNorm(32)              (8, 64, 32)           64          69,632
+        1.Residual.0    LayerNorm(32)              (8, 64, 32)           64          71,680
         1.Residual.1    Linear(32, 128)            (8, 64, 128)       4,224          65,536
         1.Residual.2    GELU('none')               (8, 64, 128)           0         262,144
         1.Residual.3    Linear(128, 32)            (8, 64, 32)        4,128         262,144
         1               Residual                   (8, 64, 32)            0               0
-                        total                                        12,704       1,056,768
+                        total                                        12,704       1,060,864
     """
     attention = Attention(num_heads, causal=causal, rotary_base=rotary_base)
     return Sequential(Linear(dim, 3 * dim, bias=bias), attention, Linear(dim, dim, bias=bias))

@@ -28,7 +28,8 @@ def LayerNorm(dim: int | tuple[int, ...], eps: float = 1e-5, *, dtype: Any = jnp
     dx = (dn - mean(dn) - n * mean(dn * n)) / sqrt(variance + eps);
     dscale = sum of dy * n and dbias = sum of dy, over all leading axes. Ba et al., 2016.
 
-    Residuals: x, and for each example the mean and 1 / sqrt(variance + eps).
+    Residuals: x, and for each example the mean, 1 / sqrt(variance + eps), and a factor by which no
+    square overflows.
 
     Shapes: x, y (..., dim); params {"scale": (dim,), "bias": (dim,)}, ones and zeros of `dtype`.
     A tuple as dim stands for several axes: with dim (4, 3), x is (..., 4, 3) and scale (4, 3).
@@ -48,7 +49,8 @@ def RMSNorm(dim: int | tuple[int, ...], eps: float = 1e-6, *, dtype: Any = jnp.f
 
     torch.nn.RMSNorm has another default: there eps is the dtype's epsilon, 1.2e-7 for float32.
 
-    Residuals: x, and 1 / sqrt(mean(x^2) + eps) for each example.
+    Residuals: x, and for each example 1 / sqrt(mean(x^2) + eps), and a factor by which no square
+    overflows.
 
     Shapes: as LayerNorm; params {"scale": (dim,)}, ones of `dtype`.
 
@@ -71,7 +73,7 @@ def GroupNorm(
     Mean and variance are those of an example's num_channels / num_groups neighbouring channels, at
     all places of its num_axes spatial axes together. Backward: as LayerNorm. Wu and He, 2018.
 
-    Residuals: x, and for each example and group the mean and 1 / sqrt(variance + eps).
+    Residuals: as LayerNorm, with numbers for each example and group.
 
     Shapes: x, y (..., height, width, num_channels), or with num_axes=1 (..., time, num_channels);
     params {"scale": (num_channels,), "bias": (num_channels,)}, ones and zeros of `dtype`.
@@ -152,8 +154,8 @@ def BatchNorm(num_channels: int, eps: float = 1e-5, *, dtype: Any = jnp.float32)
         if math.prod(wide.shape[:-1]) in (0, 1):
             expected = "at least two numbers for each channel in training mode"
             raise ValueError(f"{name}: expected x with {expected}, got shape {wide.shape}")
-        center, inverse = mean_and_inverse(wide, tuple(range(wide.ndim - 1)), eps)
-        return center.reshape(shape), inverse.reshape(shape)
+        center, factor, inverse = _statistics(wide, tuple(range(wide.ndim - 1)), eps)
+        return center.reshape(shape), (factor * inverse).reshape(shape)
 
     def normalize(wide, center, inverse):
         return (wide - broadcast_last_axis(center, wide)) * broadcast_last_axis(inverse, wide)
@@ -241,19 +243,18 @@ def _normalization(
     def forward(params, x, key=None):
         x = check_array(name, "x", x, (..., *x_shape))
         wide = view(upcast(x))
-        center, inverse = mean_and_inverse(wide, axes, eps, centered)
-        offset = wide - center if centered else wide
-        y = offset * inverse * broadcast_last_axis(view(params["scale"]), wide)
+        statistics = _statistics(wide, axes, eps, centered)
+        y = _normalize(wide, *statistics) * broadcast_last_axis(view(params["scale"]), wide)
         if centered:
             y = y + broadcast_last_axis(view(params["bias"]), wide)
-        return y.astype(x.dtype).reshape(x.shape), (x, center, inverse)
+        return y.astype(x.dtype).reshape(x.shape), (x, *statistics)
 
     def backward(params, residuals, dy):
-        x, center, inverse = residuals
+        x, *statistics = residuals
         x = check_array(name, "residuals", x, (..., *x_shape))
         dy = view(upcast(check_array(name, "dy", dy, x.shape, x.dtype)))
         wide = view(upcast(x))
-        n = (wide - center if centered else wide) * inverse
+        n = _normalize(wide, *statistics)
         dn = dy * broadcast_last_axis(view(params["scale"]), dy)
         examples = tuple(range(x.ndim - len(shape)))
         grads = {"scale": jnp.sum(dy * n, axis=examples).reshape(shape)}
@@ -261,39 +262,39 @@ def _normalization(
             grads["bias"] = jnp.sum(dy, axis=examples).reshape(shape)
         dx = dn - n * jnp.mean(dn * n, axes, keepdims=True)
         dx = dx - jnp.mean(dn, axes, keepdims=True) if centered else dx
-        return grads, (dx * inverse).astype(x.dtype).reshape(x.shape)
+        _, factor, inverse = statistics
+        return grads, (dx * (factor * inverse)).astype(x.dtype).reshape(x.shape)
 
     return with_params(name, params, dtype, forward, backward)
 
 
-def mean_and_inverse(
-    x: jax.Array, axes: tuple[int, ...], eps: float, centered: bool = True
-) -> tuple[jax.Array | None, jax.Array]:
-    """The mean over `axes` and 1 / sqrt(variance + eps); the axes stay, with length 1.
+def _statistics(x, axes, eps, centered=True):
+    """What normalizes x: center, factor and inverse. The axes stay, with length 1.
 
-    Not centered, the mean is None, and mean(x^2) takes the variance's place. No square overflows.
+    center is the mean over `axes`; None if not centered, and then mean(x^2) takes the variance's
+    place. The factor brings x to where its squares neither overflow nor vanish beside eps; for most
+    x it is 1. inverse is 1 / sqrt(variance + eps) of x * factor.
     """
-    root_eps = jnp.sqrt(jnp.asarray(eps, x.dtype))
-    unit = _power_of_two(x, axes, root_eps)
-    center = jnp.mean(x / unit, axes, keepdims=True) * unit if centered else None
-    offset = x - center if centered else x
-    variance = jnp.mean(jnp.square(offset / unit), axes, keepdims=True)  # divided by unit^2
-    inverse = jax.lax.rsqrt(variance + jnp.square(root_eps / unit)) / unit
-    return center, jnp.minimum(inverse, 1 / root_eps)  # in a large unit eps may be 0
+    center, finite = None, jnp.finfo(x.dtype)
+    # To jax.jvp the factor is a constant, because it cancels.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
+    largest = jnp.clip(largest, finite.tiny, finite.max)
+    most = 2.0 ** (finite.maxexp * 3 // 8)
+    factor = jnp.minimum(1, most / largest)  # where it is below 1, eps vanishes beside the squares
+    increase = 1
+    if eps < 2.0 ** (-finite.maxexp * 3 // 4):
+        increase = jnp.maximum(1, 1 / most / largest)
+        factor = factor * increase
+        eps = jnp.square(math.sqrt(eps) * factor)
+    if centered:
+        count = max(1, math.prod(x.shape[axis] for axis in axes))
+        power = 2.0 ** count.bit_length()  # dividing by it rounds nothing, and no sum overflows
+        center = jnp.sum(x * increase / power, axes, keepdims=True) * (power / count) / increase
+        # XLA for a GPU would otherwise read x once in forward, but more often in both passes.
+        center = jax.lax.optimization_barrier(center)
+    offset = (x - center if centered else x) * factor
+    return center, factor, jax.lax.rsqrt(jnp.mean(jnp.square(offset), axes, keepdims=True) + eps)
 
 
-def _power_of_two(x, axes, root_eps):
-    """For each mean a power of two near its largest |x|, or near sqrt(eps) if that is larger.
-
-    In this unit no square overflows. Dividing by a power of two rounds nothing. To jax.jvp the unit
-    is a constant, because it cancels.
-    """
-    finite = jnp.finfo(x.dtype)
-    floor = jnp.maximum(root_eps, finite.tiny)
-    largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
-    # XLA may replace x / unit by x * (1 / unit). For a unit above max / 4, 1 / unit is subnormal,
-    # and the CPU rounds it to 0.
-    largest = jnp.clip(largest, floor, finite.max / 8)
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), f"uint{finite.bits}")
-    # Without the bits of its mantissa, a number is a power of two.
-    return jax.lax.bitcast_convert_type(bits >> finite.nmant << finite.nmant, x.dtype)
+def _normalize(x, center, factor, inverse):
+    return x * (factor * inverse) if center is None else (x - center) * factor * inverse
