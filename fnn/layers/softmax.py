@@ -22,12 +22,12 @@ def Softmax(axis: int = -1) -> Layer:
         ValueError: axis is not an integer, or x has no such axis; x or dy have another shape or are
             not floating.
     """
-    return _along_axis(
-        "Softmax",
-        axis,
-        softmax,
-        lambda y, dy, axis: y * (dy - jnp.sum(dy * y, axis, keepdims=True)),
-    )
+
+    def pullback(y, dy, axis):
+        y = _shares(y, axis)
+        return y * (dy - jnp.sum(dy * y, axis, keepdims=True))
+
+    return _along_axis("Softmax", axis, softmax, pullback)
 
 
 def LogSoftmax(axis: int = -1) -> Layer:
@@ -39,12 +39,11 @@ def LogSoftmax(axis: int = -1) -> Layer:
     Raises:
         ValueError: as Softmax.
     """
-    return _along_axis(
-        "LogSoftmax",
-        axis,
-        log_softmax,
-        lambda y, dy, axis: dy - jnp.exp(y) * jnp.sum(dy, axis, keepdims=True),
-    )
+
+    def pullback(y, dy, axis):
+        return dy - _shares(y, axis, jnp.exp) * jnp.sum(dy, axis, keepdims=True)
+
+    return _along_axis("LogSoftmax", axis, log_softmax, pullback)
 
 
 def softmax(x: jax.Array, axis: int) -> jax.Array:
@@ -67,6 +66,19 @@ def minus_largest(x: jax.Array, axis: int) -> jax.Array:
     largest = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
     infinite = x == jnp.where(largest == -jnp.inf, -jnp.inf, jnp.inf)
     return jnp.where(infinite, 0, x) - jnp.where(infinite, 0, largest)
+
+
+def _shares(y, axis, function=lambda y: y):
+    """function(y), whose sum is 1; except on a CPU divided by that sum.
+
+    Of what begins with such a division XLA makes one kernel for a GPU, which reads y and dy once.
+    """
+
+    def divided(y):
+        shares = function(jax.lax.optimization_barrier(y))
+        return shares / jnp.sum(shares, axis, keepdims=True)
+
+    return jax.lax.platform_dependent(y, cpu=function, default=divided)
 
 
 def _along_axis(name, axis, function, pullback):
