@@ -357,7 +357,8 @@ def test_statistics_over_a_mesh_are_those_of_one_device(name, axis_type):
         return [statistic(change(layer), *given) for change in STATISTICS]
 
     expected = run(params, x, dy)
-    actual = run(fnn.replicate(mesh, params), *fnn.shard_batch(mesh, (x, dy)))
+    with jax.set_mesh(mesh):  # JAX 0.11 needs it for a scan under vmap
+        actual = run(fnn.replicate(mesh, params), *fnn.shard_batch(mesh, (x, dy)))
     actual, expected = jax.device_get((actual, expected))
     chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
 
