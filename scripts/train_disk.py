@@ -18,6 +18,7 @@ from shared.backprop import snapshots
 from shared.backprop.page import epochs_to_keep, page
 from shared.command_line import Parser, UserError, leave, nonnegative_float, seed
 from shared.figures import Curve
+from shared.host import jit_on_host
 
 import fnn
 from fnn.files import write_text
@@ -59,7 +60,7 @@ def train(options, run_epochs):
     optimizer = disk.make_optimizer(options, options.learning_rate, options.train_size)
     train_epoch = fnn.make_train_epoch(model, loss, optimizer, options.batch_size)
 
-    start = jax.jit(functools.partial(disk.start, options, model, optimizer))
+    start = jit_on_host(functools.partial(disk.start, options, model, optimizer))
     data, state, key = start(jnp.uint32(options.seed))
     if not fnn.is_finite(data):
         raise UserError("the points have NaN or infinity among their coordinates")

@@ -1,20 +1,91 @@
-"""What only a GPU can show."""
+"""What a GPU runs, and what a CPU does not: first what a CPU can test of it, then the rest."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
+import jax.numpy as jnp
 import pytest
+from cases import LAYERS, VARIANTS, layer_inputs
+from shared.host import jit_on_host
 from test_train_mnist import draw_set, write
+
+import fnn
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 ENVIRONMENT = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # each compiles for itself
 
-pytestmark = pytest.mark.skipif(
+on_a_gpu = pytest.mark.skipif(
     jax.default_backend() != "gpu", reason="only on a GPU may two processes compile other programs"
 )
+
+
+@pytest.fixture
+def branches(monkeypatch):
+    """How often the branch for other devices than a CPU was taken, which a CPU takes now too."""
+    taken = []
+
+    def platform_dependent(*args, cpu, default):
+        taken.append(default)
+        return default(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", platform_dependent)
+    return taken
+
+
+NAMES = ["Conv2d-groups", "LogSoftmax", "LogSoftmax-axis-2", "Softmax", "Softmax-axis-2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layers_branch_for_a_gpu_matches_jax_vjp(name, branches):
+    with jax.enable_x64(True):
+        layer, params, x, dy = layer_inputs({**LAYERS, **VARIANTS}[name], dtype=jnp.float64)
+        y, residuals = layer.forward(params, x)
+        by_hand = y, layer.backward(params, residuals, dy)
+        assert branches
+        y, vjp = jax.vjp(lambda *args: layer.forward(*args)[0], params, x)
+        chex.assert_trees_all_close(by_hand, (y, vjp(dy)), rtol=1e-10, atol=1e-14)
+
+
+def test_second_moments_for_a_gpu_are_the_sums_of_squares(branches):
+    with jax.enable_x64(True):
+        layer, *inputs = layer_inputs(LAYERS["Conv2d"], dtype=jnp.float64)
+
+        def grads_of(layer, params, x, dy):
+            return layer.backward(params, layer.forward(params, x)[1], dy)[0]
+
+        moments = grads_of(fnn.second_moments(layer), *inputs)
+        assert branches
+        each = grads_of(fnn.per_example(layer), *inputs)
+        expected = jax.tree.map(lambda g: jnp.sum(jnp.square(g), axis=0), each)
+        chex.assert_trees_all_close(moments, expected, rtol=1e-10)
+
+
+def test_a_short_program_runs_on_the_cpu_and_its_results_lie_on_the_gpu(monkeypatch):
+    """The devices are CPU devices that stand for a GPU and a CPU."""
+    devices = dict(zip(("gpu", "cpu"), jax.devices("cpu"), strict=False))
+    moves, device_put = [], jax.device_put
+
+    def watched_device_put(tree, device):
+        moves.extend((*leaf.devices(), device) for leaf in jax.tree.leaves(tree))
+        return device_put(tree, device)
+
+    def draw(key, x):
+        return x + jax.random.normal(key, x.shape)
+
+    args = jax.device_put((jax.random.key(0), jnp.ones(3)), devices["gpu"])
+    expected = jax.jit(draw)(*args)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda backend="gpu": [devices[backend]])
+    monkeypatch.setattr(jax, "device_put", watched_device_put)
+    y = jit_on_host(draw)(*args)
+    there, back = (devices["gpu"], devices["cpu"]), (devices["cpu"], devices["gpu"])
+    assert moves == [there, there, back]
+    assert y.devices() == {devices["gpu"]}
+    assert jnp.allclose(y, expected, atol=1e-6)
 
 
 def train_twice(folder, script, *arguments):
@@ -25,11 +96,13 @@ def train_twice(folder, script, *arguments):
         yield (output / "params.npz").read_bytes()
 
 
+@on_a_gpu
 def test_train_disk_gives_the_same_bits_twice(tmp_path):
     first, second = train_twice(tmp_path, "train_disk.py", "--epochs", "20", "--seed", "3")
     assert first == second
 
 
+@on_a_gpu
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_train_mnist_gives_the_same_bits_twice(tmp_path, model):
     write(tmp_path, *draw_set(1, 2000, 28, 28), *draw_set(2, 200, 28, 28))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from shared import figures
 from shared.command_line import folder, layer_width, nonnegative_float, num_points, positive_int
+from shared.host import jit_on_host
 
 import fnn
 
@@ -113,7 +114,7 @@ def draw_decision_regions(model: fnn.Layer, params, points, labels) -> tuple[str
     """The figure of where the network says inside, with its mistakes, and all its answers."""
     cells = jnp.array([(i + 0.5) / 200 for i in range(200)], points.dtype)  # their centres
 
-    @jax.jit
+    @jit_on_host
     def classify(params, cells, points):
         grid = jnp.stack(jnp.meshgrid(cells, cells), axis=-1)
         return [jnp.argmax(fnn.predict(model, params, x), axis=-1) for x in (grid, points)]

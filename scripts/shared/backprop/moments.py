@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from shared.host import jit_on_host
 
 import fnn
 
@@ -133,7 +134,7 @@ def make_recorder(
         target = jnp.concatenate([of_plane, targets[labels[examples]]])
         return jax.vmap(backward)(prediction, target)
 
-    @jax.jit
+    @jit_on_host
     def record(params):
         whole = both_passes(model, params, points, backward_of_all)
         plane = jnp.tile(_plane(corners, cells), (num_classes, 1))  # once for each class
