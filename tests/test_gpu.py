@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -86,6 +87,18 @@ def test_a_short_program_runs_on_the_cpu_and_its_results_lie_on_the_gpu(monkeypa
     assert moves == [there, there, back]
     assert y.devices() == {devices["gpu"]}
     assert jnp.allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_kernel_of_a_convolutions_dx_is_flipped_last(groups):
+    """By that XLA knows a dx, and uses cuDNN's program, which reads no dy with zeros between."""
+    layer = fnn.Conv2d(8, 8, 3, stride=2, groups=groups)
+    params = jax.eval_shape(layer.init, jax.random.key(0))
+    x, dy = (jax.ShapeDtypeStruct((4, size, size, 8), jnp.float32) for size in (9, 4))
+    traced = jax.jit(lambda params, x, dy: layer.backward(params, x, dy)[1]).trace(params, x, dy)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    (kernel,) = re.findall(r"(%\w+) = stablehlo.reverse", program)
+    assert re.findall(r"stablehlo.convolution\(%\w+, (%\w+)\)", program) == [kernel]
 
 
 def train_twice(folder, script, *arguments):
