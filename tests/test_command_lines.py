@@ -225,13 +225,14 @@ def run_program(*arguments, **options):
         ("nonsense", [], "Unable to initialize backend 'nonsense'"),
         ("nonsense", ["--data-parallel"], "Unable to initialize backend 'nonsense'"),
         ("fpga", [], "Unable to initialize backend 'fpga'"),
-        ("cuda", [], ""),  # a version of JAX may have it, but no device
+        ("cuda", [], ""),  # a version of JAX may have it, and no device is visible
     ],
 )
 def test_a_backend_that_is_not_there_is_told_in_one_line(platform, arguments, message, tmp_path):
     script = SCRIPTS / "train_disk.py"
     given = [*arguments, "--output", str(tmp_path)]
-    status, errors = run_program(script, *given, JAX_PLATFORMS=platform)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    status, errors = run_program(script, *given, JAX_PLATFORMS=platform, **hidden)
     assert status == 2
     assert errors.startswith(f"train_disk.py: error: {message}")
     assert errors.count("\n") == 1

@@ -269,8 +269,9 @@ def test_validation_in_batches_weighs_every_example_equally(monkeypatch):
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 def test_examples_may_lie_on_a_mesh():
-    mesh = fnn.data_parallel_mesh(jax.devices()[:4])
+    mesh = fnn.data_parallel_mesh(jax.devices("cpu")[:4])
     examples = x[:20], target[:20]
     options = {"epochs": 2, "batch_size": 4, "key": KEY, "progress": False, "validation": held_out}
     result = fnn.fit(model, mse, fnn.sgd(0.1), *fnn.shard_batch(mesh, examples), **options)

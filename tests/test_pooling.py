@@ -133,6 +133,7 @@ def test_pooling_at_random_settings_is_that_of_reduce_window(kind):
     chex.assert_trees_all_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
 def test_cost_does_not_grow_with_windows_side_by_side(kind):
     def costs(size):
@@ -144,8 +145,7 @@ def test_cost_does_not_grow_with_windows_side_by_side(kind):
         lowered = jax.jit(passes).lower(jax.ShapeDtypeStruct((4, 60, 60, 8), jnp.float32))
         return cost(passes, jnp.ones((4, 60, 60, 8)))[0], len(lowered.as_text())
 
-    with jax.default_device(jax.devices("cpu")[0]):
-        (flops, size), (most_flops, most_size) = costs(20), costs(10)
+    (flops, size), (most_flops, most_size) = costs(20), costs(10)
     assert flops < 1.1 * most_flops
     assert size < 1.1 * most_size
 
@@ -202,6 +202,7 @@ def test_means_of_16_bits_are_taken_in_float32():
         assert dx.dtype == jnp.bfloat16
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
 def test_the_program_of_overlapping_windows_does_not_grow_with_them(kind):
     def size_and_flops(size):

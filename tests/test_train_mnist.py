@@ -221,6 +221,7 @@ def test_test_images_and_compression_do_not_change_the_bits(changed, mlp_run, tm
         assert (tmp_path / file).read_bytes() == (mlp_run / file).read_bytes()
 
 
+@pytest.mark.usefixtures("on_the_cpu")  # a GPU's programs multiply in different orders
 def test_results_are_those_of_the_library_by_hand(data, tmp_path):
     """With another value for every option, from the public functions alone."""
     options = "--seed 1 --epochs 2 --batch-size 30 --learning-rate 0.002 --weight-decay 0.1"
