@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import LAYERS, VARIANTS, layer_inputs
+from compile_for_gpu import kernels
 from shared.host import jit_on_host
 from test_train_mnist import draw_set, write
 
@@ -38,6 +39,7 @@ def branches(monkeypatch):
 
 
 NAMES = ["Conv2d-groups", "LogSoftmax", "LogSoftmax-axis-2", "Softmax", "Softmax-axis-2"]
+NAMES += ["GELU", "GELU-tanh", "Mish", "SiLU"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,6 +101,24 @@ def test_the_kernel_of_a_convolutions_dx_is_flipped_last(groups):
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     (kernel,) = re.findall(r"(%\w+) = stablehlo.reverse", program)
     assert re.findall(r"stablehlo.convolution\(%\w+, (%\w+)\)", program) == [kernel]
+
+
+def test_the_bytes_of_kernels_are_counted():
+    program = """
+%fused (p.0: f32[2,3]) -> (f32[2,3], bf16[3]) {
+  %p.0 = f32[2,3]{1,0} parameter(0)
+}
+
+ENTRY %main.3 (x.1: f32[2,3]) -> (f32[2,3], bf16[3]) {
+  %x.1 = f32[2,3]{1,0} parameter(0), metadata={op_name="x"}
+  %constant.1 = s32[] constant(1)
+  %both = (f32[2,3]{1,0}, bf16[3]{0}) fusion(%x.1, %constant.1), kind=kLoop, calls=%fused
+  %first = f32[2,3]{1,0} get-tuple-element(%both), index=0
+  %copy.1 = f32[2,3]{0,1} copy(%first)
+  ROOT %tuple.1 = (f32[2,3]{1,0}) tuple(%copy.1)
+}
+"""
+    assert kernels(program) == [24 + 4 + 24 + 6, 24 + 24]
 
 
 def train_twice(folder, script, *arguments):

@@ -131,6 +131,10 @@ def _gated(name, gate, bound):
         return y.astype(x.dtype)
 
     def pullback(x, dy):
+        # XLA finds that forward has computed the gate, and would keep it. But a GPU computes it
+        # again sooner than it reads it. There a barrier hides that it is the same.
+        barrier = jax.lax.optimization_barrier
+        x = jax.lax.platform_dependent(x, cpu=lambda x: x, default=barrier)
         wide = jnp.clip(upcast(x), -bound, bound)
         value, slope = gate(wide)
         return (upcast(dy) * (value + wide * slope)).astype(x.dtype)
