@@ -39,7 +39,7 @@ def branches(monkeypatch):
 
 
 NAMES = ["Conv2d-groups", "LogSoftmax", "LogSoftmax-axis-2", "Softmax", "Softmax-axis-2"]
-NAMES += ["GELU", "GELU-tanh", "Mish", "SiLU"]
+NAMES += ["GELU", "GELU-tanh", "Mish", "PositionalEmbedding", "SiLU"]
 
 
 @pytest.mark.parametrize("name", NAMES)

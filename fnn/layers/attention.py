@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from fnn._checks import check_array, check_integer, check_positive, check_type
 from fnn._numerics import accumulation_dtype, broadcast_last_axis, upcast
@@ -212,9 +213,14 @@ def PositionalEmbedding(
             raise ValueError(f"{name}: expected x of at most {max_length} positions, got {x.shape}")
         return x + broadcast_last_axis(params["W"][:time], x), type_of(x)
 
+    def keep_layout(dy):
+        """For the sum below, XLA would lay out a whole network's dx with the batch innermost."""
+        return with_layout_constraint(dy, Layout(tuple(range(dy.ndim))))
+
     def backward(params, x_type, dy):
         dy = check_array(name, "dy", dy, *x_type)
-        dW = jnp.sum(upcast(dy), axis=tuple(range(dy.ndim - 2)))
+        kept = jax.lax.platform_dependent(dy, cpu=lambda dy: dy, default=keep_layout)
+        dW = jnp.sum(upcast(kept), axis=tuple(range(dy.ndim - 2)))
         return {"W": jnp.pad(dW, ((0, max_length - dy.shape[-2]), (0, 0)))}, dy
 
     params = {"W": ((max_length, dim), weight_init)}
