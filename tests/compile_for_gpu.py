@@ -34,7 +34,7 @@ With JAX 0.11.2, on 27 November 2026:
     GRU(512,512)                          46      18    856    134      18    870    143
     the cnn of train_mnist.py                     30    409     75      29    406     73
     ResNet-18                                    204    775     81     213    812     82
-    GPT, 4 blocks of 512                         279  13825   1309     318  17113   2150
+    GPT, 4 blocks of 512                         246  12496   1250     318  17113   2150
 """
 
 import functools
