@@ -91,16 +91,45 @@ def test_a_short_program_runs_on_the_cpu_and_its_results_lie_on_the_gpu(monkeypa
     assert jnp.allclose(y, expected, atol=1e-6)
 
 
+def text_for_a_gpu(function, *args):
+    """The program before XLA compiles it."""
+    return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_kernel_of_a_convolutions_dx_is_flipped_last(groups):
-    """By that XLA knows a dx, and uses cuDNN's program, which reads no dy with zeros between."""
+    """So XLA recognizes a dx, and calls cuDNN's program, which reads no dy with zeros between."""
     layer = fnn.Conv2d(8, 8, 3, stride=2, groups=groups)
     params = jax.eval_shape(layer.init, jax.random.key(0))
     x, dy = (jax.ShapeDtypeStruct((4, size, size, 8), jnp.float32) for size in (9, 4))
-    traced = jax.jit(lambda params, x, dy: layer.backward(params, x, dy)[1]).trace(params, x, dy)
-    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    program = text_for_a_gpu(lambda *args: layer.backward(*args)[1], params, x, dy)
     (kernel,) = re.findall(r"(%\w+) = stablehlo.reverse", program)
     assert re.findall(r"stablehlo.convolution\(%\w+, (%\w+)\)", program) == [kernel]
+
+
+@pytest.mark.parametrize("layer", [fnn.Softmax(), fnn.LogSoftmax()], ids=repr)
+def test_a_softmaxs_backward_begins_with_a_division_by_the_sum(layer):
+    """Of that XLA makes one kernel."""
+    y = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    program = text_for_a_gpu(lambda y, dy: layer.backward((), y, dy), y, y)
+    assert program.count("stablehlo.divide") == 1
+    assert program.index("optimization_barrier") < program.index("stablehlo.divide")
+
+
+def test_what_a_gpu_computes_again_and_how_it_stores_dy():
+    """The barriers of GELU and LayerNorm, and the layout of PositionalEmbedding's dy."""
+    x = jax.ShapeDtypeStruct((2, 4, 8), jnp.float32)
+    gate = text_for_a_gpu(lambda x, dy: fnn.GELU().backward((), x, dy), x, x)
+    assert gate.count("optimization_barrier") == 1
+    norm, position = fnn.LayerNorm(8), fnn.PositionalEmbedding(4, 8)
+    params, table = (jax.eval_shape(layer.init, jax.random.key(0)) for layer in (norm, position))
+    assert text_for_a_gpu(norm.forward, params, x).count("optimization_barrier") == 1
+
+    def backward(params, x, dy):
+        return position.backward(params, position.forward(params, x)[1], dy)
+
+    program = text_for_a_gpu(backward, table, x, x)
+    assert re.search(r"@LayoutConstraint.*result_layouts = \[dense<\[2, 1, 0\]>", program)
 
 
 def test_the_bytes_of_kernels_are_counted():

@@ -61,6 +61,13 @@ def test_bad_arguments_are_refused(make):
 
 
 @pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
+def test_eps_may_be_traced(make):
+    x, params = draw(1, (4, 3)), make(3).init(jax.random.key(0))
+    y = jax.jit(lambda eps: make(3, eps).forward(params, x)[0])(0.1)
+    assert jnp.allclose(y, make(3, 0.1).forward(params, x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
 def test_parameters_have_the_dtype_asked_for(make):
     for leaf in jax.tree.leaves(make(3, dtype=jnp.bfloat16).init(jax.random.key(0))):
         assert leaf.dtype == jnp.bfloat16

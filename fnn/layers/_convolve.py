@@ -101,7 +101,7 @@ def convolve_transposed(
     # n + p - m after it. A negative number crops.
     axes = _lengths(sizes, dy.shape[1:-1], kernel, steps)
     pads = tuple((k - 1 - p, n + p - m) for n, m, k, p in axes)
-    # Flipped last, by which XLA knows a convolution's dx and uses cuDNN's own program for it.
+    # The flip comes last. So XLA recognizes a convolution's dx, and calls cuDNN's program for it.
     turned = jax.lax.rev(swap_channels(W, steps.groups), range(len(kernel)))
     return convolve(dy, turned, Steps(ones, steps.dilations, pads, steps.groups), steps.strides)
 

@@ -214,7 +214,7 @@ def PositionalEmbedding(
         return x + broadcast_last_axis(params["W"][:time], x), type_of(x)
 
     def keep_layout(dy):
-        """For the sum below, XLA would lay out a whole network's dx with the batch innermost."""
+        """dy, row after row. Else XLA stores a whole network's dx with the batch innermost."""
         return with_layout_constraint(dy, Layout(tuple(range(dy.ndim))))
 
     def backward(params, x_type, dy):

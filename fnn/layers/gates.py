@@ -131,8 +131,8 @@ def _gated(name, gate, bound):
         return y.astype(x.dtype)
 
     def pullback(x, dy):
-        # XLA finds that forward has computed the gate, and would keep it. But a GPU computes it
-        # again sooner than it reads it. There a barrier hides that it is the same.
+        # XLA would keep the gate that forward computed. A GPU computes it again sooner than it
+        # reads it. The barrier hides from XLA that both are equal.
         barrier = jax.lax.optimization_barrier
         x = jax.lax.platform_dependent(x, cpu=lambda x: x, default=barrier)
         wide = jnp.clip(upcast(x), -bound, bound)

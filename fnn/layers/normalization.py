@@ -28,8 +28,8 @@ def LayerNorm(dim: int | tuple[int, ...], eps: float = 1e-5, *, dtype: Any = jnp
     dx = (dn - mean(dn) - n * mean(dn * n)) / sqrt(variance + eps);
     dscale = sum of dy * n and dbias = sum of dy, over all leading axes. Ba et al., 2016.
 
-    Residuals: x, and for each example the mean, 1 / sqrt(variance + eps), and a factor by which no
-    square overflows.
+    Residuals: x, and for each example the mean, 1 / sqrt(variance + eps), and a factor, mostly 1,
+    that keeps squares from overflowing.
 
     Shapes: x, y (..., dim); params {"scale": (dim,), "bias": (dim,)}, ones and zeros of `dtype`.
     A tuple as dim stands for several axes: with dim (4, 3), x is (..., 4, 3) and scale (4, 3).
@@ -49,8 +49,8 @@ def RMSNorm(dim: int | tuple[int, ...], eps: float = 1e-6, *, dtype: Any = jnp.f
 
     torch.nn.RMSNorm has another default: there eps is the dtype's epsilon, 1.2e-7 for float32.
 
-    Residuals: x, and for each example 1 / sqrt(mean(x^2) + eps), and a factor by which no square
-    overflows.
+    Residuals: x, and for each example 1 / sqrt(mean(x^2) + eps), and a factor, mostly 1, that keeps
+    squares from overflowing.
 
     Shapes: as LayerNorm; params {"scale": (dim,)}, ones of `dtype`.
 
@@ -272,28 +272,28 @@ def _statistics(x, axes, eps, centered=True):
     """What normalizes x: center, factor and inverse. The axes stay, with length 1.
 
     center is the mean over `axes`; None if not centered, and then mean(x^2) takes the variance's
-    place. The factor brings x to where its squares neither overflow nor vanish beside eps; for most
-    x it is 1. inverse is 1 / sqrt(variance + eps) of x * factor.
+    place. x * factor has squares that neither overflow nor underflow; for most x the factor is 1.
+    inverse is 1 / sqrt(variance + eps) in this unit: times the factor it is that of x.
     """
     center, finite = None, jnp.finfo(x.dtype)
+    root_eps = jnp.sqrt(jnp.asarray(eps, x.dtype))
     # To jax.jvp the factor is a constant, because it cancels.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
-    largest = jnp.clip(largest, finite.tiny, finite.max)
-    most = 2.0 ** (finite.maxexp * 3 // 8)
-    factor = jnp.minimum(1, most / largest)  # where it is below 1, eps vanishes beside the squares
-    increase = 1
-    if eps < 2.0 ** (-finite.maxexp * 3 // 4):
+    largest = jnp.clip(largest, jnp.maximum(root_eps, finite.tiny), finite.max)
+    most = 2.0 ** (finite.maxexp // 4)  # the derivative of rsqrt has the power -3/2 of a square
+    factor, increase = jnp.minimum(1, most / largest), 1
+    if isinstance(eps, jax.core.Tracer) or eps < most**-2:  # else what underflows is nothing to eps
         increase = jnp.maximum(1, 1 / most / largest)
         factor = factor * increase
-        eps = jnp.square(math.sqrt(eps) * factor)
     if centered:
         count = max(1, math.prod(x.shape[axis] for axis in axes))
         power = 2.0 ** count.bit_length()  # dividing by it rounds nothing, and no sum overflows
         center = jnp.sum(x * increase / power, axes, keepdims=True) * (power / count) / increase
-        # XLA for a GPU would otherwise read x once in forward, but more often in both passes.
+        # Without this barrier both passes together read x more often on a GPU.
         center = jax.lax.optimization_barrier(center)
-    offset = (x - center if centered else x) * factor
-    return center, factor, jax.lax.rsqrt(jnp.mean(jnp.square(offset), axes, keepdims=True) + eps)
+    offset, root = (x - center if centered else x) * factor, root_eps * factor
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(offset), axes, keepdims=True) + jnp.square(root))
+    return center, factor, jnp.minimum(inverse, 1 / root)  # the square of root may be 0
 
 
 def _normalize(x, center, factor, inverse):

@@ -24,7 +24,7 @@ def Softmax(axis: int = -1) -> Layer:
     """
 
     def pullback(y, dy, axis):
-        y = _shares(y, axis)
+        y = _softmax_of(y, axis, lambda y: y)
         return y * (dy - jnp.sum(dy * y, axis, keepdims=True))
 
     return _along_axis("Softmax", axis, softmax, pullback)
@@ -41,7 +41,7 @@ def LogSoftmax(axis: int = -1) -> Layer:
     """
 
     def pullback(y, dy, axis):
-        return dy - _shares(y, axis, jnp.exp) * jnp.sum(dy, axis, keepdims=True)
+        return dy - _softmax_of(y, axis, jnp.exp) * jnp.sum(dy, axis, keepdims=True)
 
     return _along_axis("LogSoftmax", axis, log_softmax, pullback)
 
@@ -68,10 +68,11 @@ def minus_largest(x: jax.Array, axis: int) -> jax.Array:
     return jnp.where(infinite, 0, x) - jnp.where(infinite, 0, largest)
 
 
-def _shares(y, axis, function=lambda y: y):
-    """function(y), whose sum is 1; except on a CPU divided by that sum.
+def _softmax_of(y, axis, function):
+    """softmax(x) = function(y), from the y that forward kept.
 
-    Of what begins with such a division XLA makes one kernel for a GPU, which reads y and dy once.
+    Except on a CPU it is divided by its sum once more, which is 1. Of a backward that begins with
+    such a division XLA makes one kernel for a GPU, which reads y and dy once.
     """
 
     def divided(y):

@@ -12,7 +12,8 @@ def jit_on_host(function: Callable[..., Any]) -> Callable[..., Any]:
     """jax.jit(function) for a program that takes longer to compile than to run.
 
     It runs on the CPU, also where there is a GPU, and is compiled in about half the time. Its
-    results lie on JAX's first device, and may be rounded otherwise than those of jax.jit.
+    results may be rounded otherwise than those of jax.jit. Where there is a GPU they are committed
+    to the first one: place them before you mix them with arrays on a mesh.
     """
     compiled = jax.jit(function, compiler_options=QUICKLY)
 
