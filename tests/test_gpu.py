@@ -91,6 +91,15 @@ def test_a_short_program_runs_on_the_cpu_and_its_results_lie_on_the_gpu(monkeypa
     assert jnp.allclose(y, expected, atol=1e-6)
 
 
+def test_a_short_program_runs_on_the_gpu_where_jax_has_no_cpu(monkeypatch):
+    def local_devices(backend="gpu"):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    assert jit_on_host(jnp.square)(3.0) == 9
+
+
 def text_for_a_gpu(function, *args):
     """The program before XLA compiles it."""
     return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()

@@ -271,9 +271,9 @@ def _normalization(
 def _statistics(x, axes, eps, centered=True):
     """What normalizes x: center, factor and inverse. The axes stay, with length 1.
 
-    center is the mean over `axes`; None if not centered, and then mean(x^2) takes the variance's
-    place. x * factor has squares that neither overflow nor underflow; for most x the factor is 1.
-    inverse is 1 / sqrt(variance + eps) in this unit: times the factor it is that of x.
+    center is the mean over `axes`. Not centered it is None, and mean(x^2) takes the variance's place.
+    The squares of x * factor neither overflow nor underflow. For most x the factor is 1. inverse is
+    1 / sqrt(variance + eps) in this unit: times the factor it is that of x.
     """
     center, finite = None, jnp.finfo(x.dtype)
     root_eps = jnp.sqrt(jnp.asarray(eps, x.dtype))
