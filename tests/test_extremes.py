@@ -206,6 +206,13 @@ def test_layer_norm_of_equal_numbers_divides_by_the_root_of_eps(value, eps):
     assert jnp.allclose(dx, (dy - 0.5) / math.sqrt(eps), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("eps", "x"), [(1e28, 1e20), (1e38, 1e18), (1e38, 1e19)])
+def test_a_huge_eps_is_added_to_huge_squares(eps, x):
+    layer = fnn.RMSNorm(4, eps)
+    y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.full(4, x))
+    assert jnp.allclose(y, x / math.sqrt(x**2 + eps), rtol=1e-5)
+
+
 def test_layer_norm_of_the_largest_numbers_is_that_of_small_ones():
     layer = fnn.LayerNorm(64)
     params, share = layer.init(jax.random.key(0)), jnp.linspace(0.5, 1, 64)
