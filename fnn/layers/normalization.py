@@ -279,7 +279,7 @@ def _statistics(x, axes, eps, centered=True):
     root_eps = jnp.sqrt(jnp.asarray(eps, x.dtype))
     # To jax.jvp the factor is a constant, because it cancels.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
-    largest = jnp.clip(largest, jnp.maximum(root_eps, finite.tiny), finite.max)
+    largest = jnp.clip(largest, finite.tiny, finite.max)
     most = 2.0 ** (finite.maxexp // 4)  # the derivative of rsqrt has the power -3/2 of a square
     factor, increase = jnp.minimum(1, most / largest), 1
     if isinstance(eps, jax.core.Tracer) or eps < most**-2:  # else what underflows is nothing to eps
