@@ -31,9 +31,9 @@ def parse_options(arguments=None):
     parser = Parser(
         "Train a network of Linear layers on the disk task: points of the unit square, labelled "
         "by whether they are inside a disk that covers half of it. The losses reported are means "
-        "over all elements, whatever the reduction trained on. JAX keeps what it compiles for the "
-        "next run, which then starts a second sooner, if JAX_COMPILATION_CACHE_DIR names a folder "
-        "and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is 0."
+        "over all elements, whatever the reduction trained on. Let "
+        "JAX_COMPILATION_CACHE_DIR name a folder, and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS "
+        "be 0: then JAX keeps its compiled programs, and the next run starts a second sooner."
     )
     option = parser.add_argument
     option("--seed", type=seed, default=0, help="of data, parameters and batches")

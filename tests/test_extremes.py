@@ -160,24 +160,26 @@ def test_an_array_that_jax_does_not_have_is_refused_by_its_dtype(x):
 @pytest.mark.parametrize("scale", [1e20, 1e35, 1e-20, 1e-30])
 def test_norms_of_huge_and_tiny_numbers_are_those_of_float64(make, scale):
     """Without overflow or underflow of the squares, also for eps = 0."""
-    for eps in (1e-5, 1e-30, 0.0):
+    for eps in (1e-5, 0.0):
         layer = make(4, eps)
         x, dy = scale * jnp.array([[1.0, 2.0, -1.5, 0.5]]), jnp.array([[1.0, -1.0, 0.5, 2.0]])
         params = layer.init(jax.random.key(0))
         y, residuals = layer.forward(params, x)
-        actual = y, layer.backward(params, residuals, dy)
+        actual = y, layer.backward(params, residuals, dy)[0]
         with jax.enable_x64(True):
             wide = cast((params, x, dy), jnp.float64)
             y, residuals = layer.forward(*wide[:2])
-            expected = y, layer.backward(wide[0], residuals, wide[2])
+            expected = y, layer.backward(wide[0], residuals, wide[2])[0]
             for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-                assert jnp.allclose(a.astype(jnp.float64), b, rtol=1e-5, atol=1e-7 * abs(b).max())
+                assert jnp.allclose(a.astype(jnp.float64), b, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("make", [fnn.LayerNorm, fnn.RMSNorm])
-@pytest.mark.parametrize("scale", [1.0, 1e13, 1e20])
-def test_derivatives_of_a_norms_passes_are_those_of_float64(make, scale):
-    layer = make(4)
+@pytest.mark.parametrize(
+    ("scale", "eps"), [(1.0, 1e-5), (1e13, 1e-5), (1e20, 1e-5), (1e-15, 1e-30), (1e-20, 0.0)]
+)
+def test_a_norms_passes_and_their_derivatives_are_those_of_float64(make, scale, eps):
+    layer = make(4, eps)
     params, dy = layer.init(jax.random.key(0)), jnp.array([1.0, -1.0, 0.5, 2.0])
     x = scale * jnp.array([1.0, 2.0, -1.5, 0.5])
 
@@ -186,7 +188,7 @@ def test_derivatives_of_a_norms_passes_are_those_of_float64(make, scale):
             y, residuals = layer.forward(params, x)
             return y, layer.backward(params, residuals, dy)[1]
 
-        return jax.jvp(passes, (x,), (x[::-1],))[1]
+        return jax.tree.leaves(jax.jvp(passes, (x,), (x[::-1],)))
 
     actual = second_order(params, x, dy)
     with jax.enable_x64(True):
@@ -195,7 +197,7 @@ def test_derivatives_of_a_norms_passes_are_those_of_float64(make, scale):
             assert jnp.allclose(a.astype(jnp.float64), b, rtol=1e-5, atol=1e-5 * abs(b).max())
 
 
-@pytest.mark.parametrize("value", [1.0, 2.0**60, 2.0**100])
+@pytest.mark.parametrize("value", [1e-20, 1.0, 2.0**60, 2.0**100])
 @pytest.mark.parametrize("eps", [1e-5, 1e-30])
 def test_layer_norm_of_equal_numbers_divides_by_the_root_of_eps(value, eps):
     layer, x, dy = fnn.LayerNorm(4, eps), jnp.full(4, value), jnp.array([1.0, -1.0, 0.5, 1.5])

@@ -271,9 +271,9 @@ def _normalization(
 def _statistics(x, axes, eps, centered=True):
     """What normalizes x: center, factor and inverse. The axes stay, with length 1.
 
-    center is the mean over `axes`. Not centered it is None, and mean(x^2) takes the variance's place.
-    The squares of x * factor neither overflow nor underflow. For most x the factor is 1. inverse is
-    1 / sqrt(variance + eps) in this unit: times the factor it is that of x.
+    center is the mean over `axes`. Not centered, it is None, and mean(x^2) replaces the variance.
+    The squares of x * factor neither overflow nor underflow. For most x the factor is 1. factor *
+    inverse is 1 / sqrt(variance + eps).
     """
     center, finite = None, jnp.finfo(x.dtype)
     root_eps = jnp.sqrt(jnp.asarray(eps, x.dtype))
@@ -283,7 +283,7 @@ def _statistics(x, axes, eps, centered=True):
     most = 2.0 ** (finite.maxexp // 4)  # the derivative of rsqrt has the power -3/2 of a square
     factor, increase = jnp.minimum(1, most / largest), 1
     if isinstance(eps, jax.core.Tracer) or eps < most**-2:  # else what underflows is nothing to eps
-        increase = jnp.maximum(1, 1 / most / largest)
+        increase = jnp.where(largest < 1 / most, most**2, 1)
         factor = factor * increase
     if centered:
         count = max(1, math.prod(x.shape[axis] for axis in axes))
