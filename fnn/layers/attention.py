@@ -214,7 +214,7 @@ def PositionalEmbedding(
         return x + broadcast_last_axis(params["W"][:time], x), type_of(x)
 
     def keep_layout(dy):
-        """dy, row after row. Else XLA stores a whole network's dx with the batch innermost."""
+        """dy, stored row by row. Else XLA would put the batch innermost in a whole network."""
         return with_layout_constraint(dy, Layout(tuple(range(dy.ndim))))
 
     def backward(params, x_type, dy):
